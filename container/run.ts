@@ -88,8 +88,8 @@ export class ToolError extends Error {
       /** True when there is no such program in the container. */
       missing: boolean;
       exitCode?: number;
-      /** The last lines that it wrote to stderr. */
-      stderr: string;
+      /** The end of what it wrote to stderr, at most 8 KiB. */
+      stderr: Buffer;
     },
     options?: ErrorOptions,
   ) {
@@ -126,7 +126,7 @@ export async function runTool(tool: string, args: readonly string[], options: To
     options.signal?.throwIfAborted();
     const missing = error instanceof Error && "code" in error && error.code === "ENOENT";
     const message = missing ? `${tool} is not installed in the container` : `${tool} could not be started: ${error}`;
-    throw new ToolError(message, { tool, missing, stderr: "" }, { cause: error });
+    throw new ToolError(message, { tool, missing, stderr: Buffer.alloc(0) }, { cause: error });
   }
   child.stdin.end();
 
@@ -146,25 +146,25 @@ export async function runTool(tool: string, args: readonly string[], options: To
 
   options.signal?.throwIfAborted();
   if (code !== null && (options.okExitCodes ?? [0]).includes(code)) {
-    return { exitCode: code, stdout: Buffer.concat(stdout), stderr: stderr() };
+    return { exitCode: code, stdout: Buffer.concat(stdout), stderr: stderr().toString() };
   }
   const how = timedOut
     ? `took longer than ${options.timeout} ms`
     : code === null
       ? `was ended by ${signal}`
       : `exited with ${code}`;
-  const words = stderr().trim();
+  const words = stderr().toString().trim();
   throw new ToolError(words === "" ? `${tool} ${how}` : `${tool} ${how}: ${words}`, {
     tool,
     missing: false,
     ...(code === null ? {} : { exitCode: code }),
-    stderr: words,
+    stderr: stderr(),
   });
 }
 
-/** Reads a stream to its end and returns what gives the last of it, as UTF-8. */
-export function keepEnd(stream: Readable, onLine?: (line: string) => void): () => string {
-  let kept = Buffer.alloc(0);
+/** Reads a stream to its end; the function that it returns gives the last 8 KiB of it. */
+export function keepEnd(stream: Readable, onLine?: (line: string) => void): () => Buffer {
+  let kept: Buffer = Buffer.alloc(0);
   let line = "";
   stream.on("data", (chunk: Buffer) => {
     kept = Buffer.concat([kept, chunk]).subarray(-STDERR_KEPT);
@@ -173,5 +173,5 @@ export function keepEnd(stream: Readable, onLine?: (line: string) => void): () =
     line = lines.pop() ?? "";
     for (const complete of lines) onLine(complete);
   });
-  return () => kept.toString("utf8");
+  return () => kept;
 }

@@ -281,11 +281,9 @@ export function isSandboxError(value: unknown): value is SandboxError {
 /** Rebuilds the class of an error from its form on the wire. Fails on anything that is not that form. */
 export function errorFromJSON(value: unknown): SandboxError {
   const { code, message, context, timestamp } = sandboxErrorSchema.parse(value);
-  const build = <C extends ErrorContext>(
-    ErrorClass: new (message: string, context: C, options?: SandboxErrorOptions) => SandboxError,
-  ): SandboxError =>
+  const build = (ErrorClass: new (message: string, context: never, options?: SandboxErrorOptions) => SandboxError) =>
     // The context was written by the constructor of the same class on the other side.
-    new ErrorClass(message, context as C, { timestamp });
+    new ErrorClass(message, context as never, { timestamp });
   switch (code) {
     case "INVALID_BACKUP_CONFIG":
       return build(InvalidBackupConfigError);
