@@ -1,0 +1,49 @@
+import { lstat, mkdir, realpath } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
+import { InvalidBackupConfigError } from "../../src/errors.js";
+import { BACKUP_ROOTS, isAtOrUnder } from "../../src/protocol.js";
+
+/**
+ * The directory that a backup is made of or restored to, with every link resolved. What does not exist yet is appended as
+ * it is.
+ * @throws {InvalidBackupConfigError} when that leaves the directories that may be backed up
+ */
+export async function resolveDirectory(dir: string): Promise<string> {
+  const real = await resolveExisting(dir);
+  if (BACKUP_ROOTS.some((root) => isAtOrUnder(real, root))) return real;
+  throw new InvalidBackupConfigError(
+    `\`dir\` ${dir} is ${real} after links are followed, and has to be at or under one of ${BACKUP_ROOTS.join(", ")}`,
+  );
+}
+
+async function resolveExisting(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (!isMissing(error)) throw error;
+    // A dangling link would be created through, wherever it leads: it is not "not there yet".
+    const link = await lstat(path).then(
+      (stats) => stats.isSymbolicLink(),
+      () => false,
+    );
+    if (link) throw new InvalidBackupConfigError(`\`dir\` ${path} is or goes through a symbolic link to nothing`);
+    return join(await resolveExisting(dirname(path)), path.slice(dirname(path).length));
+  }
+}
+
+/**
+ * Makes a directory and its parents, as far as they are missing.
+ * @returns what was made, the outermost first
+ */
+export async function makeDirectory(dir: string): Promise<string[]> {
+  const outermost = await mkdir(dir, { recursive: true });
+  if (outermost === undefined) return [];
+  const made = [outermost];
+  for (const name of relative(outermost, dir).split("/").filter(Boolean)) made.push(join(made.at(-1) ?? dir, name));
+  return made;
+}
+
+/** True when a system call failed because the path does not exist. */
+export function isMissing(error: unknown): boolean {
+  return error instanceof Error && "code" in error && (error.code === "ENOENT" || error.code === "ENOTDIR");
+}

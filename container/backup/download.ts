@@ -1,0 +1,87 @@
+import { type FileHandle, open } from "node:fs/promises";
+import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
+import {
+  forEachConcurrently,
+  ObjectClient,
+  ObjectRequestError,
+  type RequestLimits,
+  type UrlSource,
+} from "./object-request.js";
+
+/** Small enough that eight of them in flight share the bandwidth evenly and a retry costs little. */
+const RANGE_SIZE = 8 * MiB;
+
+export interface DownloadOptions {
+  /** Created, or overwritten. */
+  file: string;
+  /** Of the object, in bytes. */
+  size: number;
+  /** The only version of the object that is accepted. */
+  etag: string;
+  urls: UrlSource;
+  limits: RequestLimits;
+  signal: AbortSignal;
+  /** Told how many bytes are on the disk. */
+  onProgress: (bytesDone: number) => void;
+}
+
+/**
+ * Fetches an object into a file, several ranges side by side, in constant memory.
+ * @throws {ObjectRequestError} when a range cannot be fetched or the object is another version; then nothing is being
+ *   fetched any more
+ */
+export async function downloadFile(options: DownloadOptions): Promise<void> {
+  const { size, limits } = options;
+  const failed = new AbortController();
+  using client = new ObjectClient(options.urls, limits, AbortSignal.any([options.signal, failed.signal]));
+  const file = await open(options.file, "w", 0o600);
+  try {
+    await file.truncate(size);
+    let bytesDone = 0;
+    const offsets = Array.from({ length: Math.ceil(size / RANGE_SIZE) }, (_, index) => index * RANGE_SIZE);
+    await forEachConcurrently(offsets, limits.concurrency, async (start) => {
+      const end = Math.min(start + RANGE_SIZE, size);
+      try {
+        await fetchRange(client, file, options.etag, start, end);
+      } catch (error) {
+        failed.abort(error);
+        throw error;
+      }
+      bytesDone += end - start;
+      options.onProgress(bytesDone);
+    });
+  } finally {
+    await file.close();
+  }
+}
+
+/** Fetches the bytes from `start` up to, not including, `end`. */
+async function fetchRange(
+  client: ObjectClient,
+  file: FileHandle,
+  etag: string,
+  start: number,
+  end: number,
+): Promise<void> {
+  await client.send({
+    method: "GET",
+    part: WHOLE_OBJECT,
+    headers: { range: `bytes=${start}-${end - 1}`, "if-match": `"${etag}"` },
+    receive: async (response) => {
+      const got = response.headers["content-range"];
+      if (response.statusCode !== 206 || !got?.startsWith(`bytes ${start}-${end - 1}/`)) {
+        response.destroy();
+        throw new ObjectRequestError(
+          `the bucket answered a request for a range with ${got ?? "the whole object"}`,
+          400,
+        );
+      }
+      let position = start;
+      for await (const chunk of response as AsyncIterable<Buffer>) {
+        await file.write(chunk, 0, chunk.length, position);
+        position += chunk.length;
+      }
+      if (position !== end) throw new ObjectRequestError("the connection to the bucket broke off", undefined);
+    },
+  });
+}

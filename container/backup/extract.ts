@@ -1,0 +1,121 @@
+import type { BigIntStats } from "node:fs";
+import { lstat, mkdir, readdir, rename, rmdir, utimes } from "node:fs/promises";
+import { join } from "node:path";
+import { log } from "../log.js";
+import { runTool } from "../run.js";
+import { makeDirectory } from "./directory.js";
+import type { Mounts } from "./mount.js";
+import { removeTree } from "./scratch.js";
+
+/**
+ * unsquashfs: an archive is extracted beside the files of a directory, and then takes their place.
+ *
+ * The directory itself stays, and its entries are exchanged: it may be a mount point, or come from a lower layer of the
+ * container's image, and neither can be renamed. Processes that have it as their working directory are not cut off.
+ */
+
+/** What unsquashfs may buffer of data and of fragments, in MiB each. Its defaults of 256 gain nothing measurable. */
+const QUEUE = 16;
+
+export interface ReplaceOptions {
+  archive: string;
+  /** Absolute path with all links resolved; made if need be. */
+  dir: string;
+  /** Unique name; the archive is extracted to a directory of this name in `dir`, which is gone when this ends. */
+  stagingName: string;
+  mounts: Mounts;
+  signal: AbortSignal;
+}
+
+/**
+ * Makes `dir` what the archive holds; what else is in it goes.
+ * @throws when the archive is damaged or the disk full; then `dir` is exactly as before
+ */
+export async function replaceDirectory({ archive, dir, stagingName, mounts, signal }: ReplaceOptions): Promise<void> {
+  const made = await makeDirectory(dir);
+  // With a restored directory in the way, all happens under its mount, and taking that off reveals the result.
+  const base = mounts.underlying(dir);
+  const before = await lstat(`${base}/.`, { bigint: true });
+  const staging = join(base, stagingName);
+  const extracted = join(staging, "new");
+  try {
+    await mkdir(staging, { mode: 0o700 });
+    await extract(archive, extracted, signal);
+    const nested = await mounts.detachUnder(dir);
+    try {
+      await exchangeEntries(base, extracted, join(staging, "old"), stagingName);
+    } catch (error) {
+      await nested.reattach();
+      throw error;
+    }
+    await nested.discard();
+    await (await mounts.detachAtOrUnder(dir)).discard();
+  } catch (error) {
+    await removeTree(staging);
+    if (made.length === 0) await setTimes(base, before);
+    for (const path of made.reverse()) await rmdir(path);
+    throw error;
+  }
+  await removeOld(staging, extracted, base);
+}
+
+async function removeOld(staging: string, extracted: string, base: string): Promise<void> {
+  const restored = await lstat(extracted, { bigint: true });
+  // The restore is complete: what cannot be removed (an immutable file, say) is left, and said.
+  await removeTree(staging).catch((error) => log("remove-old", { outcome: "failed", message: String(error) }));
+  await setTimes(base, restored);
+}
+
+async function extract(archive: string, target: string, signal: AbortSignal): Promise<void> {
+  const queues = ["-data-queue", String(QUEUE), "-frag-queue", String(QUEUE)];
+  // -strict-errors: an attribute that cannot be set is a failure, not a message.
+  await runTool("unsquashfs", ["-quiet", "-no-progress", "-strict-errors", ...queues, "-dest", target, archive], {
+    signal,
+  });
+}
+
+/** Moves the entries of `base` to `old` and those of `extracted` to `base`; all the way back when one cannot be moved. */
+async function exchangeEntries(base: string, extracted: string, old: string, stagingName: string): Promise<void> {
+  await mkdir(old);
+  const undo: (() => Promise<void>)[] = [];
+  const moveAll = async (from: string, to: string) => {
+    for (const name of await readdir(from, "buffer")) {
+      if (from === base && name.toString() === stagingName) continue;
+      const [source, target] = [entryPath(from, name), entryPath(to, name)];
+      await move(source, target);
+      undo.push(() => move(target, source));
+    }
+  };
+  try {
+    await moveAll(base, old);
+    await moveAll(extracted, base);
+    // Owner, mode, times and extended attributes of the directory itself; nothing else is left in `extracted`.
+    await runTool("cp", ["-a", "-T", "--", extracted, `${base}/.`]);
+  } catch (error) {
+    for (const step of undo.reverse()) await step();
+    throw error;
+  }
+}
+
+function entryPath(dir: string, name: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(`${dir}/`), name]);
+}
+
+/** Renames; where the file system refuses that, because the entry comes from a lower layer of the image, copies. */
+async function move(source: Buffer, target: Buffer): Promise<void> {
+  try {
+    await rename(source, target);
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "EXDEV")) throw error;
+    await runTool("cp", ["-a", "-T", "--", source.toString(), target.toString()]);
+    await removeTree(source.toString());
+  }
+}
+
+/** Sets the times of a directory, to the nanosecond where touch(1) can do that. */
+async function setTimes(dir: string, { atime, mtime, mtimeNs }: BigIntStats): Promise<void> {
+  const seconds = `${mtimeNs / 1_000_000_000n}.${String(mtimeNs % 1_000_000_000n).padStart(9, "0")}`;
+  const touched = runTool("touch", ["-c", "-m", "-d", `@${seconds}`, "--", `${dir}/.`]);
+  // BusyBox takes whole seconds only.
+  await touched.catch(() => utimes(`${dir}/.`, atime, mtime));
+}
