@@ -25,6 +25,9 @@ export const MiB = 1024 * 1024;
 /** An archive up to this size is sent by one PUT, a larger one in parts. In bytes. */
 export const MULTIPART_THRESHOLD = 16 * MiB;
 
+/** R2's limit on an object sent by one PUT, in bytes. */
+export const LARGEST_PUT = 5 * 1024 * MiB - 5 * MiB;
+
 /** A line at least this often on every stream of events, so that either side notices when the other is gone. In ms. */
 export const HEARTBEAT_INTERVAL = 5_000;
 
@@ -203,23 +206,26 @@ const needUrlsEvent = z.object({ type: z.literal("need-urls"), parts: z.array(z.
 /** The agent is ready for its client to move the archive, of `size` bytes, by `operationArchive`. */
 const needTransferEvent = z.object({ type: z.literal("need-transfer"), size: bytes });
 
+/** The last event of an archive that was made and has gone to the bucket. */
+export const archiveResultSchema = z.object({
+  type: z.literal("done"),
+  /** Size of the archive in bytes. */
+  size: bytes,
+  /** Digest of the whole archive. */
+  sha256: sha256Schema,
+  upload: uploadResultSchema,
+});
+export type ArchiveResult = z.infer<typeof archiveResultSchema>;
+
 export const archiveEventSchema = z.discriminatedUnion("type", [
   progressEvent,
   needUrlsEvent,
   needTransferEvent,
-  z.object({
-    type: z.literal("done"),
-    /** Size of the archive in bytes. */
-    size: bytes,
-    /** Digest of the whole archive. */
-    sha256: sha256Schema,
-    upload: uploadResultSchema,
-  }),
+  archiveResultSchema,
   errorEvent,
   heartbeatEvent,
 ]);
 export type ArchiveEvent = z.infer<typeof archiveEventSchema>;
-export type ArchiveResult = Omit<Extract<ArchiveEvent, { type: "done" }>, "type">;
 
 export const urlsSchema = z.object({
   urls: z.array(z.object({ part: z.number().int().nonnegative(), url: z.string() })),

@@ -1,0 +1,62 @@
+import { SandboxUnavailableError } from "../errors.js";
+import { HOST_TOKEN_VAR, HOST_URL_VAR, hostErrorHeader, hostRoutes, type StartRequest } from "../protocol.js";
+import type { Runtime } from "./runtime.js";
+
+/** A sandbox of the development host, which `sandbox-backup dev` runs beside `wrangler dev`. */
+export class HostRuntime implements Runtime {
+  constructor(
+    private readonly host: { url: string; token: string },
+    /** Of the Durable Object. */
+    private readonly name: string,
+  ) {}
+
+  async start(request: StartRequest): Promise<void> {
+    const headers = { "content-type": "application/json" };
+    const response = await this.#send(hostRoutes.sandbox(this.name), {
+      method: "PUT",
+      headers,
+      body: JSON.stringify(request),
+    });
+    const answer = await response.text();
+    if (!response.ok) throw new SandboxUnavailableError(`The development host could not start the sandbox: ${answer}`);
+  }
+
+  async fetch(path: string, init: RequestInit = {}): Promise<Response> {
+    const response = await this.#send(hostRoutes.agent(this.name, path), init);
+    const hostError = response.headers.get(hostErrorHeader);
+    if (hostError === null) return response;
+    await response.body?.cancel();
+    throw new SandboxUnavailableError(`The sandbox cannot be reached: the development host says ${hostError}`);
+  }
+
+  async stop(): Promise<void> {
+    const response = await this.#send(hostRoutes.sandbox(this.name), { method: "DELETE" });
+    const answer = await response.text();
+    if (!response.ok) throw new SandboxUnavailableError(`The development host could not stop the sandbox: ${answer}`);
+  }
+
+  async #send(path: string, init: RequestInit): Promise<Response> {
+    const headers = new Headers(init.headers);
+    headers.set("authorization", `Bearer ${this.host.token}`);
+    try {
+      return await fetch(`${this.host.url}${path}`, { ...init, headers });
+    } catch (error) {
+      if (init.signal?.aborted) throw init.signal.reason;
+      throw new SandboxUnavailableError(
+        "The development host does not answer: it has ended, or the sandbox stopped during the call",
+        {},
+        { cause: error },
+      );
+    }
+  }
+}
+
+/** The development host that the Worker's variables name, or undefined when they name none. */
+export function findHost(env: unknown): { url: string; token: string } | undefined {
+  const read = (name: string) => {
+    const value = typeof env === "object" && env !== null ? Reflect.get(env, name) : undefined;
+    return typeof value === "string" && value !== "" ? value : undefined;
+  };
+  const url = read(HOST_URL_VAR);
+  return url === undefined ? undefined : { url: url.replace(/\/+$/, ""), token: read(HOST_TOKEN_VAR) ?? "" };
+}
