@@ -145,7 +145,8 @@ function watchUserConfig(
         );
       }
     } catch (error) {
-      say(`The configuration was not taken over: ${error instanceof Error ? error.message : String(error)}`);
+      if (!(error instanceof Problem)) throw error;
+      say(error.message);
     }
   };
   watchFile(path, { interval: WATCH_INTERVAL }, onChange);

@@ -1,6 +1,6 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, readdir, rm, stat } from "node:fs/promises";
+import { mkdtemp, readdir, stat } from "node:fs/promises";
 import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -68,7 +68,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
       server.close();
       await sandboxes.close();
       server.closeAllConnections();
-      await rm(parent, { recursive: true, force: true });
+      await removeDirectory(parent);
     },
   };
 }

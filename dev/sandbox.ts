@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { chmod, mkdir, rm } from "node:fs/promises";
+import { chmod, mkdir, readdir, rm } from "node:fs/promises";
 import { get } from "node:http";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -168,7 +168,22 @@ function isHealth(body: string): boolean {
   }
 }
 
-/** Removes a sandbox's files. A sandbox can take the rights on a directory of its own away. */
+/** Removes a directory with what sandboxes left in it. */
 export async function removeDirectory(directory: string): Promise<void> {
-  await rm(directory, { recursive: true, force: true, maxRetries: 3 });
+  const remove = () => rm(directory, { recursive: true, force: true, maxRetries: 3 });
+  try {
+    await remove();
+  } catch (error) {
+    // Who is not root cannot remove what is in a directory without rights, and overlay file systems make such.
+    if (!(error instanceof Error && "code" in error && error.code === "EACCES")) throw error;
+    await takeRights(directory);
+    await remove();
+  }
+}
+
+async function takeRights(directory: string): Promise<void> {
+  await chmod(directory, 0o700);
+  for (const entry of await readdir(directory, { withFileTypes: true })) {
+    if (entry.isDirectory()) await takeRights(join(directory, entry.name));
+  }
 }

@@ -57,7 +57,11 @@ export function deriveConfig(setup: DevelopmentSetup): DerivedConfig {
   // The sandboxes run in bubblewrap, so wrangler has no images to build and needs no container engine.
   raw.dev = { ...raw.dev, enable_containers: false };
 
-  const vars: Record<string, string> = { [HOST_URL_VAR]: setup.host.url, [HOST_TOKEN_VAR]: setup.host.token };
+  const vars: Record<string, string> = {};
+  if (userVars[HOST_URL_VAR] === undefined) {
+    vars[HOST_URL_VAR] = setup.host.url;
+    vars[HOST_TOKEN_VAR] = setup.host.token;
+  }
   const bucket = localBucket(setup);
   if (bucket !== undefined) {
     const credentials = bucket.credentials ?? {
@@ -74,9 +78,6 @@ export function deriveConfig(setup: DevelopmentSetup): DerivedConfig {
     if (userVars.R2_SECRET_ACCESS_KEY === undefined) vars.R2_SECRET_ACCESS_KEY = credentials.secretAccessKey;
   }
 
-  for (const name of [HOST_URL_VAR, HOST_TOKEN_VAR]) {
-    if (userVars[name] !== undefined) delete vars[name];
-  }
   // wrangler warns of required secrets that no file of the user's has; these the Worker gets another way.
   for (const { secrets } of scopes(raw)) {
     if (secrets?.required !== undefined) secrets.required = secrets.required.filter((name) => !(name in vars));

@@ -15,8 +15,8 @@ type Api = Pick<
   "experimental_readRawConfig" | "unstable_readConfig" | "unstable_getVarsForDev"
 >;
 
-/** The first version that serves local R2 buckets over S3. */
-const MIN_VERSION = "4.164.0";
+/** The oldest version that was tried; a few releases earlier none serves local R2 buckets over S3. */
+const MIN_VERSION = "4.116.0";
 
 export interface Wrangler {
   /** Its command line, as a file for Node. */
@@ -78,10 +78,21 @@ export interface UserConfig {
 
 /**
  * Reads the configuration that `wrangler dev` would use.
- * @throws {Problem} when there is none or it is redirected
- * @throws wrangler's own error, made for users, when it is not valid
+ * @throws {Problem} when there is none, it is redirected, or it is not valid
  */
 export function readUserConfig({ api }: Wrangler, flags: WranglerFlags): UserConfig {
+  try {
+    return read(api, flags);
+  } catch (error) {
+    if (error instanceof Problem || !(error instanceof Error)) throw error;
+    // wrangler's own words are made for users; those on syntax say where in a field of their own.
+    const { location } = error as { location?: { file?: string; line?: number } };
+    const where = location?.file === undefined ? "" : `${location.file}:${location.line}: `;
+    throw new Problem(`The configuration cannot be read: ${where}${error.message}`, { cause: error });
+  }
+}
+
+function read(api: Api, flags: WranglerFlags): UserConfig {
   const { raw, path } = readRaw(api, flags);
   const config = api.unstable_readConfig({ config: path, env: flags.env }, { hideWarnings: true });
   const bindings = api.unstable_getVarsForDev(

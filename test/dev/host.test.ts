@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { z } from "zod";
@@ -191,6 +191,13 @@ test("stopping leaves no process, mount or file of the sandbox, and the next sta
   expect(await sh("a", "ls /workspace")).toBe("");
 });
 
+test("files in a directory without rights are removed too", async () => {
+  await start("a");
+  await sh("a", "mkdir -p /workspace/a/b/c; touch /workspace/a/b/file; chmod 0 /workspace/a/b /workspace/a");
+  expect((await stop("a")).status).toBe(204);
+  expect(sandboxDirectories()).toEqual([]);
+});
+
 test("stopping what does not run answers 204", async () => {
   expect((await stop("a")).status).toBe(204);
 });
@@ -245,4 +252,13 @@ test("closing the host ends its sandboxes, the ones that are starting too, and r
   await starting;
   expect(directories()).toEqual([]);
   expect(processes(`sandbox-backup-${processTag()}`)).toEqual([]);
+});
+
+test("the next host removes what a killed one left, and nothing of one that runs", async () => {
+  const killed = `${tmpdir()}/sandbox-backup-${process.pid}-1-left`;
+  mkdirSync(`${killed}/one/workspace`, { recursive: true });
+  const next = await startHost({ agentPath, log: (line) => log.push(line) });
+  expect(existsSync(killed)).toBe(false);
+  expect(directories()).toHaveLength(2);
+  await next.close();
 });
