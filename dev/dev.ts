@@ -36,7 +36,7 @@ export async function dev(args: readonly string[]): Promise<number> {
   if (flags.cwd !== undefined) process.chdir(flags.cwd);
   const wrangler = await findWrangler(process.cwd());
   if (flags.help) return exitCode(startWranglerDev(wrangler, ["--help"], {}));
-  await checkTools();
+  await checkMachine();
   const user = readUserConfig(wrangler, flags);
   const { ip, origin, port } = await chooseAddress(flags, user);
 
@@ -68,7 +68,10 @@ export async function dev(args: readonly string[]): Promise<number> {
   }
 }
 
-async function checkTools(): Promise<void> {
+async function checkMachine(): Promise<void> {
+  if (process.platform !== "linux") {
+    throw new Problem("Sandboxes run on Linux only, where bubblewrap and FUSE are. On Windows, WSL 2 is one.");
+  }
   const missing = await missingTools();
   if (missing.length === 0) return;
   const line = installLine(missing);

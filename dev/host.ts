@@ -144,6 +144,8 @@ async function passOn(
     agent: false,
   });
   response.once("close", () => upstream.destroy());
+  // Whoever waits for the answer learns of it below.
+  upstream.on("error", () => {});
   // An agent that answers before it has read the whole request closes this way; its answer counts.
   pipeline(request, upstream).catch(() => {});
   let answer: IncomingMessage;

@@ -130,8 +130,13 @@ function runBwrap(args: readonly string[], secretArgs: readonly string[], onLine
   const kill = () =>
     void firstPid.then((pid) => {
       if (over) return;
-      if (pid === undefined) child.kill("SIGKILL");
-      else process.kill(pid, "SIGKILL");
+      try {
+        if (pid === undefined) child.kill("SIGKILL");
+        else process.kill(pid, "SIGKILL");
+      } catch (error) {
+        // ESRCH: it has just ended by itself.
+        if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+      }
     });
   return { ended, kill };
 }
