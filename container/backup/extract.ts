@@ -56,14 +56,14 @@ export async function replaceDirectory({ archive, dir, stagingName, mounts, sign
     for (const path of made.reverse()) await rmdir(path);
     throw error;
   }
-  await removeOld(staging, extracted, base);
+  await removeOld(join(dir, stagingName), dir);
 }
 
-async function removeOld(staging: string, extracted: string, base: string): Promise<void> {
-  const restored = await lstat(extracted, { bigint: true });
+async function removeOld(staging: string, dir: string): Promise<void> {
+  const restored = await lstat(join(staging, "new"), { bigint: true });
   // The restore is complete: what cannot be removed (an immutable file, say) is left, and said.
   await removeTree(staging).catch((error) => log("remove-old", { outcome: "failed", message: String(error) }));
-  await setTimes(base, restored);
+  await setTimes(dir, restored);
 }
 
 async function extract(archive: string, target: string, signal: AbortSignal): Promise<void> {

@@ -270,9 +270,9 @@ async function unmount(mountPoint: string): Promise<void> {
 
 /** How many mounts lie on top of each other there, by proc_pid_mountinfo(5), which writes blanks and the like in octal. */
 async function countMounts(mountPoint: string): Promise<number> {
-  const unescape = (field: string) =>
+  const decode = (field: string) =>
     field.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)));
   const wanted = Buffer.from(mountPoint).toString("latin1");
   const lines = (await readFile("/proc/self/mountinfo", "latin1")).split("\n");
-  return lines.filter((line) => unescape(line.split(" ")[4] ?? "") === wanted).length;
+  return lines.filter((line) => decode(line.split(" ")[4] ?? "") === wanted).length;
 }

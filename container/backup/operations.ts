@@ -165,7 +165,7 @@ export class BackupOperations {
   ): Promise<UploadResult> {
     const { signal } = operation.controller;
     if (request.transfer === "stream") {
-      await waitUntilTaken(file, size, emit, operation);
+      await waitUntilTaken(file, size, emit, reporter(emit, "upload", size), operation);
       return { kind: "stream" };
     }
     const parts = planParts(size, request.multipart);
@@ -310,6 +310,7 @@ async function waitUntilTaken(
   file: string,
   size: number,
   emit: Emit<ArchiveEvent>,
+  onProgress: (bytesDone: number) => void,
   operation: Operation,
 ): Promise<void> {
   const taken = withResolvers<void>();
@@ -317,6 +318,7 @@ async function waitUntilTaken(
   signal.addEventListener("abort", () => taken.reject(signal.reason));
   operation.takeArchive = () => {
     const stream = createReadStream(file, { signal });
+    countBytes(stream, onProgress);
     stream.once("end", taken.resolve).once("error", taken.reject);
     return { size, stream };
   };
@@ -337,11 +339,7 @@ async function waitUntilGiven(
   const { signal } = operation.controller;
   signal.addEventListener("abort", () => given.reject(signal.reason));
   operation.giveArchive = async (body) => {
-    let bytesDone = 0;
-    body.on("data", (chunk: Buffer) => {
-      bytesDone += chunk.length;
-      onProgress(bytesDone);
-    });
+    countBytes(body, onProgress);
     const written = pipeline(body, createWriteStream(file, { mode: 0o600 }), { signal });
     written.then(given.resolve, given.reject);
     await written;
@@ -349,6 +347,15 @@ async function waitUntilGiven(
   await emit({ type: "need-transfer", size });
   signal.throwIfAborted();
   await given.promise;
+}
+
+/** Reports the bytes that pass; whoever reads the stream sets its pace. */
+function countBytes(stream: Readable, onProgress: (bytesDone: number) => void): void {
+  let bytesDone = 0;
+  stream.on("data", (chunk: Buffer) => {
+    bytesDone += chunk.length;
+    onProgress(bytesDone);
+  });
 }
 
 /** The archive has to be, byte for byte, the one that was stored. One that has no digest is known by its size alone. */

@@ -1,5 +1,5 @@
 import { createReadStream } from "node:fs";
-import { MiB, MULTIPART_THRESHOLD, type UploadResult, WHOLE_OBJECT } from "../../src/protocol.js";
+import { LARGEST_PUT, MiB, MULTIPART_THRESHOLD, type UploadResult, WHOLE_OBJECT } from "../../src/protocol.js";
 import { forEachConcurrently, ObjectClient, type RequestLimits, type UrlSource } from "./object-request.js";
 
 /** R2's limit on the parts of one upload. */
@@ -16,6 +16,9 @@ export interface Part {
 
 /** How a file of `size` bytes is sent: whole, or in parts that all but the last have one size, as R2 demands. */
 export function planParts(size: number, multipart: boolean): Part[] {
+  if (!multipart && size > LARGEST_PUT) {
+    throw new Error(`An archive of ${size} bytes can only be sent in parts: the limit of one PUT is ${LARGEST_PUT}`);
+  }
   if (!multipart || size <= MULTIPART_THRESHOLD) return [{ number: WHOLE_OBJECT, offset: 0, size }];
   const partSize = Math.max(PART_SIZE, Math.ceil(size / MOST_PARTS / MiB) * MiB);
   return Array.from({ length: Math.ceil(size / partSize) }, (_, index) => ({

@@ -1,0 +1,116 @@
+import { type BackupProgress, getSandbox, isSandboxError, Sandbox } from "sandbox-backup";
+
+/**
+ * The Worker of the end-to-end tests: it does what a request says, by the package's public API, and answers with what came
+ * of it. It guards nothing: set E2E_TOKEN where others can reach it.
+ */
+
+interface Env {
+  Sandbox: DurableObjectNamespace<Sandbox>;
+  FaultySandbox: DurableObjectNamespace<FaultySandbox>;
+  BACKUP_BUCKET: R2Bucket;
+  BACKUP_BUCKET_ENDPOINT?: string;
+  /** A proxy before the S3 endpoint, which fails as a test tells it to. */
+  FAULTY_ENDPOINT?: string;
+  E2E_TOKEN?: string;
+}
+
+/** Sends its archives by the faulty endpoint, with little patience. */
+export class FaultySandbox extends Sandbox<Env> {
+  override envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: "1000" };
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, { ...env, BACKUP_BUCKET_ENDPOINT: env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "" });
+  }
+}
+
+export { Sandbox };
+
+/** One call of a client. */
+export interface Call {
+  sandbox: string;
+  faulty?: boolean;
+  method: string;
+  args: unknown[];
+  /** Index of the argument that gets an `onProgress`, and a `signal` where one of the next two is set. */
+  optionsAt?: number;
+  /** Aborts when this phase is reported. */
+  abortAtPhase?: string;
+  /** Aborts after so many milliseconds. */
+  abortAfter?: number;
+}
+
+/** What came of a call. */
+export interface Outcome {
+  value?: unknown;
+  error?: { name: string; message: string; code?: unknown; context?: unknown; httpStatus?: unknown; isSandboxError: boolean };
+  progress: BackupProgress[];
+}
+
+export default {
+  async fetch(request, env): Promise<Response> {
+    const url = new URL(request.url);
+    if (env.E2E_TOKEN && request.headers.get("authorization") !== `Bearer ${env.E2E_TOKEN}`) {
+      return new Response("unauthorized", { status: 401 });
+    }
+    const key = url.searchParams.get("key") ?? "";
+    switch (`${request.method} ${url.pathname}`) {
+      case "POST /call":
+        return Response.json(await perform(await request.json<Call>(), env));
+      case "GET /objects":
+        return Response.json(await listKeys(env.BACKUP_BUCKET, url.searchParams.get("prefix") ?? ""));
+      case "GET /object": {
+        const object = await env.BACKUP_BUCKET.get(key);
+        return object ? new Response(object.body) : new Response("no such object", { status: 404 });
+      }
+      case "PUT /object": {
+        const object = await env.BACKUP_BUCKET.put(key, request.body);
+        return Response.json({ etag: object?.etag });
+      }
+      case "DELETE /object":
+        await env.BACKUP_BUCKET.delete(key);
+        return new Response(null, { status: 204 });
+      default:
+        return new Response("ok");
+    }
+  },
+} satisfies ExportedHandler<Env>;
+
+async function perform(call: Call, env: Env): Promise<Outcome> {
+  const progress: BackupProgress[] = [];
+  try {
+    const client = call.faulty ? getSandbox(env.FaultySandbox, call.sandbox) : getSandbox(env.Sandbox, call.sandbox);
+    const value = await Reflect.get(client, call.method)(...argumentsOf(call, progress));
+    return { value, progress };
+  } catch (error) {
+    if (!(error instanceof Error)) return { error: { name: typeof error, message: String(error), isSandboxError: false }, progress };
+    const { name, message } = error;
+    const fields = isSandboxError(error) ? { code: error.code, context: error.context, httpStatus: error.httpStatus } : {};
+    return { error: { name, message, ...fields, isSandboxError: isSandboxError(error) }, progress };
+  }
+}
+
+function argumentsOf({ args, optionsAt, abortAtPhase, abortAfter }: Call, progress: BackupProgress[]): unknown[] {
+  if (optionsAt === undefined) return args;
+  const controller = new AbortController();
+  const abort = () => controller.abort(new Error("aborted by the test"));
+  if (abortAfter !== undefined) setTimeout(abort, abortAfter);
+  const onProgress = (report: BackupProgress) => {
+    progress.push(report);
+    if (report.phase === abortAtPhase) abort();
+  };
+  const filled = [...args];
+  filled[optionsAt] = { ...(args[optionsAt] as object), onProgress, signal: controller.signal };
+  return filled;
+}
+
+async function listKeys(bucket: R2Bucket, prefix: string): Promise<string[]> {
+  const keys: string[] = [];
+  let cursor: string | undefined;
+  do {
+    const page = await bucket.list({ prefix, ...(cursor === undefined ? {} : { cursor }) });
+    keys.push(...page.objects.map((object) => object.key));
+    cursor = page.truncated ? page.cursor : undefined;
+  } while (cursor !== undefined);
+  return keys;
+}
