@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import { InternalError, isSandboxError, OperationAbortedError, type SandboxError } from "../src/errors.js";
 import { HEARTBEAT_INTERVAL } from "../src/protocol.js";
@@ -26,12 +27,13 @@ export async function streamEvents<Event extends { type: string }>(
   /** Waits while the client reads slower than `work` writes, so that nothing piles up in memory. */
   const emit = async (event: Event | { type: string }): Promise<void> => {
     if (gone.signal.aborted || response.write(`${JSON.stringify(event)}\n`)) return;
-    await new Promise<void>((resolve) => {
-      response.once("drain", resolve);
-      response.once("close", resolve);
-    });
+    // Rejects when the client goes away meanwhile; `work` learns that from its signal.
+    await once(response, "drain", { signal: gone.signal }).catch(() => {});
   };
-  const heartbeat = setInterval(() => void emit({ type: "heartbeat" }), HEARTBEAT_INTERVAL);
+  const heartbeat = setInterval(() => {
+    // Where the client has not read what there is, one more line would only pile up.
+    if (!response.writableNeedDrain) void emit({ type: "heartbeat" });
+  }, HEARTBEAT_INTERVAL);
   try {
     await emit(await work(emit, gone.signal));
   } catch (error) {

@@ -33,36 +33,31 @@ export interface ReplaceOptions {
  */
 export async function replaceDirectory({ archive, dir, stagingName, mounts, signal }: ReplaceOptions): Promise<void> {
   const made = await makeDirectory(dir);
-  // With a restored directory in the way, all happens under its mount, and taking that off reveals the result.
+  // Where a restored directory is in the way, the archive is extracted under its mount.
   const base = mounts.underlying(dir);
   const before = await lstat(`${base}/.`, { bigint: true });
-  const staging = join(base, stagingName);
-  const extracted = join(staging, "new");
+  let restored: BigIntStats;
   try {
-    await mkdir(staging, { mode: 0o700 });
-    await extract(archive, extracted, signal);
-    const nested = await mounts.detachUnder(dir);
+    await mkdir(join(base, stagingName), { mode: 0o700 });
+    await extract(archive, join(base, stagingName, "new"), signal);
+    restored = await lstat(join(base, stagingName, "new"), { bigint: true });
+    const replaced = await mounts.detachAtOrUnder(dir);
     try {
-      await exchangeEntries(base, extracted, join(staging, "old"), stagingName);
+      await exchangeEntries(dir, stagingName);
     } catch (error) {
-      await nested.reattach();
+      await replaced.reattach();
       throw error;
     }
-    await nested.discard();
-    await (await mounts.detachAtOrUnder(dir)).discard();
+    await replaced.discard();
   } catch (error) {
-    await removeTree(staging);
+    await removeTree(join(base, stagingName));
     if (made.length === 0) await setTimes(base, before);
     for (const path of made.reverse()) await rmdir(path);
     throw error;
   }
-  await removeOld(join(dir, stagingName), dir);
-}
-
-async function removeOld(staging: string, dir: string): Promise<void> {
-  const restored = await lstat(join(staging, "new"), { bigint: true });
-  // The restore is complete: what cannot be removed (an immutable file, say) is left, and said.
-  await removeTree(staging).catch((error) => log("remove-old", { outcome: "failed", message: String(error) }));
+  // The restore is complete: what cannot be removed of the old (an immutable file, say) is left, and said.
+  const removed = removeTree(join(dir, stagingName));
+  await removed.catch((error) => log("remove-old", { outcome: "failed", message: String(error) }));
   await setTimes(dir, restored);
 }
 
@@ -74,23 +69,24 @@ async function extract(archive: string, target: string, signal: AbortSignal): Pr
   });
 }
 
-/** Moves the entries of `base` to `old` and those of `extracted` to `base`; all the way back when one cannot be moved. */
-async function exchangeEntries(base: string, extracted: string, old: string, stagingName: string): Promise<void> {
+/** Exchanges the entries of `dir` for the extracted ones; all the way back when one cannot be moved. */
+async function exchangeEntries(dir: string, stagingName: string): Promise<void> {
+  const [extracted, old] = [join(dir, stagingName, "new"), join(dir, stagingName, "old")];
   await mkdir(old);
   const undo: (() => Promise<void>)[] = [];
   const moveAll = async (from: string, to: string) => {
     for (const name of await readdir(from, "buffer")) {
-      if (from === base && name.toString() === stagingName) continue;
+      if (from === dir && name.toString() === stagingName) continue;
       const [source, target] = [entryPath(from, name), entryPath(to, name)];
       await move(source, target);
       undo.push(() => move(target, source));
     }
   };
   try {
-    await moveAll(base, old);
-    await moveAll(extracted, base);
-    // Owner, mode, times and extended attributes of the directory itself; nothing else is left in `extracted`.
-    await runTool("cp", ["-a", "-T", "--", extracted, `${base}/.`]);
+    await moveAll(dir, old);
+    await moveAll(extracted, dir);
+    // Owner, mode and extended attributes of the directory itself; nothing else is left in `extracted`.
+    await runTool("cp", ["-a", "-T", "--", extracted, dir]);
   } catch (error) {
     for (const step of undo.reverse()) await step();
     throw error;

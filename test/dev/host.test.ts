@@ -111,7 +111,7 @@ test("the environment of the start request is on no command line", async () => {
 
 test("requests reach the agent with method, query, headers and body, and without the token", async () => {
   await start("a");
-  const response = await agent("a", "/echo?a=1", { method: "PUT", body: "hello", headers: { "x-test": "1" } });
+  const response = await agent("a", "/echo?a=1", { method: "PUT", body: "hello", headers: { "x-test": "1" } }).catch(async (e) => { console.log("AFTER", (await agent("a", "/v1/health")).status, processes("agent.js").length, processes("bwrap")); throw e; });
   expect(response.status).toBe(201);
   expect(response.headers.get("x-method")).toBe("PUT");
   const headers = JSON.parse(response.headers.get("x-headers") ?? "");

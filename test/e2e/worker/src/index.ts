@@ -1,4 +1,5 @@
 import { type BackupProgress, getSandbox, isSandboxError, Sandbox } from "sandbox-backup";
+import type { Call, Outcome } from "../../../support/call.js";
 
 /**
  * The Worker of the end-to-end tests: it does what a request says, by the package's public API, and answers with what came
@@ -25,27 +26,6 @@ export class FaultySandbox extends Sandbox<Env> {
 }
 
 export { Sandbox };
-
-/** One call of a client. */
-export interface Call {
-  sandbox: string;
-  faulty?: boolean;
-  method: string;
-  args: unknown[];
-  /** Index of the argument that gets an `onProgress`, and a `signal` where one of the next two is set. */
-  optionsAt?: number;
-  /** Aborts when this phase is reported. */
-  abortAtPhase?: string;
-  /** Aborts after so many milliseconds. */
-  abortAfter?: number;
-}
-
-/** What came of a call. */
-export interface Outcome {
-  value?: unknown;
-  error?: { name: string; message: string; code?: unknown; context?: unknown; httpStatus?: unknown; isSandboxError: boolean };
-  progress: BackupProgress[];
-}
 
 export default {
   async fetch(request, env): Promise<Response> {
@@ -83,9 +63,12 @@ async function perform(call: Call, env: Env): Promise<Outcome> {
     const value = await Reflect.get(client, call.method)(...argumentsOf(call, progress));
     return { value, progress };
   } catch (error) {
-    if (!(error instanceof Error)) return { error: { name: typeof error, message: String(error), isSandboxError: false }, progress };
+    if (!(error instanceof Error))
+      return { error: { name: typeof error, message: String(error), isSandboxError: false }, progress };
     const { name, message } = error;
-    const fields = isSandboxError(error) ? { code: error.code, context: error.context, httpStatus: error.httpStatus } : {};
+    const fields = isSandboxError(error)
+      ? { code: error.code, context: error.context, httpStatus: error.httpStatus }
+      : {};
     return { error: { name, message, ...fields, isSandboxError: isSandboxError(error) }, progress };
   }
 }

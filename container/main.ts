@@ -1,0 +1,116 @@
+import { once } from "node:events";
+import { lstat, mkdir, unlink } from "node:fs/promises";
+import type { Server } from "node:http";
+import { connect } from "node:net";
+import { isAbsolute } from "node:path";
+import { parseArgs } from "node:util";
+import { AGENT_PORT, WORKSPACE } from "../src/protocol.js";
+import { BackupOperations } from "./backup/operations.js";
+import { log } from "./log.js";
+import { type Backups, createServer } from "./server.js";
+
+/** A port on all addresses, or the path of a Unix socket. */
+type Address = number | string;
+
+const USAGE = "Usage: node agent.js [--listen <port or absolute path of a socket>]";
+
+/** Starts the agent and resolves when it answers requests. */
+async function main(args: string[]): Promise<void> {
+  const address = parseAddress(args);
+  const backups = new BackupOperations();
+  const server = createServer(backups);
+  stopOnSignal(server, backups);
+  await makeWorkspace();
+  if (typeof address === "string") await removeStaleSocket(address);
+  await listen(server, address);
+  log("listen", { address: typeof address === "string" ? address : String(portOf(server)) });
+}
+
+/** Something is wrong with how the agent was called. */
+class UsageError extends Error {}
+
+function parseAddress(args: string[]): Address {
+  const listen = parseListenOption(args) ?? String(AGENT_PORT);
+  if (isAbsolute(listen)) return listen;
+  const port = Number(listen);
+  if (/^\d+$/.test(listen) && port <= 65535) return port;
+  throw new UsageError(`--listen must be a port from 0 to 65535 or the absolute path of a socket, not ${listen}`);
+}
+
+function parseListenOption(args: string[]): string | undefined {
+  try {
+    return parseArgs({ args, options: { listen: { type: "string" } } }).values.listen;
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+async function makeWorkspace(): Promise<void> {
+  try {
+    await mkdir(WORKSPACE, { recursive: true });
+  } catch (error) {
+    log("workspace", { outcome: "failed", message: String(error) });
+  }
+}
+
+/** Takes away the socket of an agent that was killed. One that still answers, and what is no socket, stay. */
+async function removeStaleSocket(path: string): Promise<void> {
+  const stats = await lstat(path).catch(() => undefined);
+  if (stats === undefined) return;
+  if (!stats.isSocket()) throw new UsageError(`--listen: ${path} exists and is not a socket`);
+  if (await answers(path)) throw new UsageError(`--listen: another process listens on ${path}`);
+  await unlink(path);
+}
+
+async function answers(path: string): Promise<boolean> {
+  const socket = connect(path);
+  try {
+    await once(socket, "connect");
+    return true;
+  } catch {
+    return false;
+  } finally {
+    socket.destroy();
+  }
+}
+
+async function listen(server: Server, address: Address): Promise<void> {
+  // Whoever can open the socket can run commands.
+  const umask = process.umask(0o077);
+  if (typeof address === "string") server.listen(address);
+  else server.listen(address, "0.0.0.0");
+  process.umask(umask);
+  await once(server, "listening");
+}
+
+function portOf(server: Server): number | null {
+  const address = server.address();
+  return typeof address === "object" && address !== null ? address.port : null;
+}
+
+function stopOnSignal(server: Server, backups: Backups): void {
+  const stop = async (signal: NodeJS.Signals) => {
+    const closed = once(server, "close");
+    server.close();
+    try {
+      await backups.shutdown();
+    } finally {
+      // Ends what still streams, and so kills the commands behind it.
+      server.closeAllConnections();
+      if (server.listening) await closed;
+      log("stop", { signal });
+      process.exit(0);
+    }
+  };
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    process.once(signal, () => void stop(signal));
+  }
+}
+
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  const usage = error instanceof UsageError;
+  process.stderr.write(`${error instanceof Error ? error.message : error}\n${usage ? `${USAGE}\n` : ""}`);
+  process.exit(usage ? 2 : 1);
+}
