@@ -6,8 +6,8 @@ import { isAbsolute } from "node:path";
 import { parseArgs } from "node:util";
 import { AGENT_PORT, WORKSPACE } from "../src/protocol.js";
 import { BackupOperations } from "./backup/operations.js";
-import { log } from "./log.js";
-import { type Backups, createServer } from "./server.js";
+import { log, logOperation } from "./log.js";
+import { type AgentServer, type Backups, createServer } from "./server.js";
 
 /** A port on all addresses, or the path of a Unix socket. */
 type Address = number | string;
@@ -22,8 +22,8 @@ async function main(args: string[]): Promise<void> {
   stopOnSignal(server, backups);
   await makeWorkspace();
   if (typeof address === "string") await removeStaleSocket(address);
-  await listen(server, address);
-  log("listen", { address: typeof address === "string" ? address : String(portOf(server)) });
+  await listen(server.http, address);
+  log("listen", { address: typeof address === "string" ? address : portOf(server.http) });
 }
 
 /** Something is wrong with how the agent was called. */
@@ -88,19 +88,14 @@ function portOf(server: Server): number | null {
   return typeof address === "object" && address !== null ? address.port : null;
 }
 
-function stopOnSignal(server: Server, backups: Backups): void {
+/** Stops everything at the first signal; a second one ends the agent at once. */
+function stopOnSignal(server: AgentServer, backups: Backups): void {
   const stop = async (signal: NodeJS.Signals) => {
-    const closed = once(server, "close");
-    server.close();
-    try {
-      await backups.shutdown();
-    } finally {
-      // Ends what still streams, and so kills the commands behind it.
-      server.closeAllConnections();
-      if (server.listening) await closed;
-      log("stop", { signal });
-      process.exit(0);
-    }
+    server.http.close();
+    // Before the connections end, so that the clients of the operations hear why they do.
+    await logOperation("stop", { signal }, () => backups.shutdown()).catch(() => {});
+    await server.close();
+    process.exit(0);
   };
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     process.once(signal, () => void stop(signal));

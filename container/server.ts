@@ -103,16 +103,31 @@ class RequestError extends ValidationError {
   }
 }
 
-/** The agent's HTTP server, not yet listening. */
-export function createServer(backups: Backups): Server {
+export interface AgentServer {
+  /** Not yet listening. */
+  http: Server;
+  /** Breaks off all connections. Resolves when what was done for them has stopped too, killed commands included. */
+  close(): Promise<void>;
+}
+
+/** Makes the agent's HTTP server. */
+export function createServer(backups: Backups): AgentServer {
   const routes = routesOf(backups);
+  const answers = new Set<Promise<void>>();
   // Requests and answers take as long as their archive or command does.
   const options = { requestTimeout: 0, keepAliveTimeout: KEEP_ALIVE };
-  return http.createServer(options, (request, response) => {
+  const server = http.createServer(options, (request, response) => {
     // A client that went away while it was written to is noticed by the event `close`.
     response.on("error", () => {});
-    void answer(routes, request, response);
+    const answered = answer(routes, request, response).finally(() => answers.delete(answered));
+    answers.add(answered);
   });
+  const close = async () => {
+    server.close();
+    server.closeAllConnections();
+    await Promise.all(answers);
+  };
+  return { http: server, close };
 }
 
 async function answer(routes: Route[], request: IncomingMessage, response: ServerResponse): Promise<void> {
