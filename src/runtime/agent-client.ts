@@ -75,12 +75,13 @@ export class AgentClient {
     signal?: AbortSignal,
   ): AsyncGenerator<Exclude<ExecEventMessage, { type: "heartbeat" | "error" }>> {
     const response = await this.#post(agentRoutes.exec, request, signal);
+    let complete = false;
     for await (const event of readEvents(response, execEventSchema)) {
       if (event.type === "error") throw errorFromJSON(event.error);
       if (event.type !== "heartbeat") yield event;
-      if (event.type === "complete") return;
+      complete ||= event.type === "complete";
     }
-    throw stopped();
+    if (!complete) throw stopped();
   }
 
   async gitCheckout(request: GitCheckoutRequest): Promise<z.infer<typeof gitCheckoutResultSchema>> {
@@ -135,6 +136,7 @@ export class AgentClient {
     try {
       signal.throwIfAborted();
       const response = await this.#post(route, request, signal);
+      let last: ArchiveEvent | RestoreEvent | undefined;
       for await (const event of readEvents(response, schema, [answers.failure, rejectionOf(signal)])) {
         switch (event.type) {
           case "progress":
@@ -149,11 +151,12 @@ export class AgentClient {
           case "error":
             throw errorFromJSON(event.error);
           case "done":
-            await answers.settled();
-            return event;
+            last = event;
         }
       }
-      throw stopped();
+      if (last === undefined) throw stopped();
+      await answers.settled();
+      return last;
     } catch (error) {
       await this.#stop(id);
       // What failed first is thrown; these follow from it.

@@ -43,7 +43,7 @@ export class HostRuntime implements Runtime {
     } catch (error) {
       if (init.signal?.aborted) throw init.signal.reason;
       throw new SandboxUnavailableError(
-        "The development host does not answer: it has ended, or the sandbox stopped during the call",
+        `The connection to the sandbox broke off: it stopped during the call, or the development host has ended (${error})`,
         {},
         { cause: error },
       );
