@@ -303,7 +303,11 @@ async function moveAcrossFileSystems(path: string, target: string): Promise<void
   } catch (error) {
     if (!(error instanceof ToolError)) throw error;
     const message = `Cannot move ${path} to ${target}: ${error.message}`;
-    throw new FileSystemError(message, { path, newPath: target, ...error.facts }, { cause: error });
+    throw new FileSystemError(
+      message,
+      { path, newPath: target, stderr: error.facts.stderr.toString() },
+      { cause: error },
+    );
   }
 }
 
