@@ -1,7 +1,7 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
 import { mkdtemp, readdir, stat } from "node:fs/promises";
-import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
+import { Agent, createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
@@ -19,6 +19,13 @@ const NAME = /^[A-Za-z0-9_-]{1,128}$/;
 
 /** Headers that concern one connection and not the message, and the token, which is none of the agent's business. */
 const NOT_PASSED_ON = ["authorization", "host", "connection", "keep-alive", "proxy-connection", "upgrade", "expect"];
+
+/**
+ * A connection for every request: one that is kept may be closed by the agent just when it is used again. But `keep-alive`
+ * is what the agent is told, for after `close` it may hang up before Node has made its last, empty write of a request, and
+ * then the answer is lost.
+ */
+const connections = new Agent({ keepAlive: true, maxFreeSockets: 0 });
 
 /** Prefix of the directory that holds the files of all sandboxes of a host. */
 const DIRECTORY_PREFIX = "sandbox-backup-";
@@ -140,8 +147,7 @@ async function passOn(
     method: request.method,
     path,
     headers: { ...headers, host: "sandbox" },
-    // A connection of its own: one that is kept may be closed by the agent just when it is used again.
-    agent: false,
+    agent: connections,
   });
   response.once("close", () => upstream.destroy());
   // Whoever waits for the answer learns of it below.

@@ -111,7 +111,7 @@ test("the environment of the start request is on no command line", async () => {
 
 test("requests reach the agent with method, query, headers and body, and without the token", async () => {
   await start("a");
-  const response = await agent("a", "/echo?a=1", { method: "PUT", body: "hello", headers: { "x-test": "1" } }).catch(async (e) => { console.log("AFTER", (await agent("a", "/v1/health")).status, processes("agent.js").length, processes("bwrap")); throw e; });
+  const response = await agent("a", "/echo?a=1", { method: "PUT", body: "hello", headers: { "x-test": "1" } });
   expect(response.status).toBe(201);
   expect(response.headers.get("x-method")).toBe("PUT");
   const headers = JSON.parse(response.headers.get("x-headers") ?? "");
@@ -140,7 +140,7 @@ test("a client that goes away ends the agent's work", async () => {
 
 test("a large body passes both ways unchanged", async () => {
   await start("a");
-  const body = Buffer.alloc(64 * 1024 * 1024, "0123456789abcdef");
+  const body = Buffer.alloc(32 * 1024 * 1024, "0123456789abcdef");
   const response = await agent("a", "/echo", { method: "POST", body });
   expect(Buffer.from(await response.arrayBuffer()).equals(body)).toBe(true);
 });
