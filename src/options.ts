@@ -71,7 +71,7 @@ export interface ExistsResult extends FileResult {
 export interface ReadFileResult<Content = string> extends FileResult {
   content: Content;
   encoding: "utf-8" | "base64" | "none";
-  /** In bytes. */
+  /** In bytes; 0 for a stream whose length only reading tells, as in /proc. */
   size: number;
   mimeType: string;
 }

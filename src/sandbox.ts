@@ -211,9 +211,9 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
   ): Promise<ReadFileResult<string | ReadableStream<Uint8Array>>> {
     const { encoding } = parseArguments("readFile", readFileArguments, { path, options }).options;
     const { stream, size, mimeType } = await (await this.#connect()).readFile(path);
-    const result = { ...fileResult(path), size, mimeType };
+    const result = { ...fileResult(path), size: size ?? 0, mimeType };
     if (encoding === "none") return { ...result, content: stream, encoding };
-    if (size > LARGEST_STRING_FILE) {
+    if (size !== undefined && size > LARGEST_STRING_FILE) {
       await stream.cancel();
       const limit = `${LARGEST_STRING_FILE / MiB} MiB`;
       throw new FileSystemError(
@@ -222,6 +222,7 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
       );
     }
     const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+    result.size = bytes.length;
     const text = encoding === "base64" ? undefined : decodeText(bytes, encoding === undefined);
     if (text === undefined) return { ...result, content: encodeBase64(bytes), encoding: "base64" };
     return { ...result, content: text, encoding: "utf-8" };

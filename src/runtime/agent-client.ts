@@ -88,12 +88,15 @@ export class AgentClient {
     return gitCheckoutResultSchema.parse(await (await this.#post(agentRoutes.gitCheckout, request)).json());
   }
 
-  /** The file's bytes, with its media type. */
-  async readFile(path: string): Promise<{ stream: ReadableStream<Uint8Array>; size: number; mimeType: string }> {
+  /** The file's bytes, with its media type. The size is undefined where only reading tells, as in /proc. */
+  async readFile(
+    path: string,
+  ): Promise<{ stream: ReadableStream<Uint8Array>; size: number | undefined; mimeType: string }> {
     const response = await this.#request(contentPath(path));
+    const length = response.headers.get("content-length");
     return {
       stream: bodyOf(response),
-      size: Number(response.headers.get("content-length")),
+      size: length === null ? undefined : Number(length),
       mimeType: response.headers.get("content-type") ?? "application/octet-stream",
     };
   }
