@@ -6,9 +6,9 @@ export class Queue {
    * Runs `work` when everything before it has ended.
    * @throws what `work` throws; the signal's reason, when it aborts before the turn of `work`, which then never runs
    */
-  run<Result>(work: () => Promise<Result>, signal: AbortSignal): Promise<Result> {
+  run<Result>(work: () => Promise<Result>, signal?: AbortSignal): Promise<Result> {
     const turn = this.#last.then(() => {
-      signal.throwIfAborted();
+      signal?.throwIfAborted();
       return work();
     });
     this.#last = turn.catch(() => {});

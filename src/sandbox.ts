@@ -1,5 +1,6 @@
 import { DurableObject } from "cloudflare:workers";
 import { BindingTransport } from "./backups/binding.js";
+import { hasMetadata } from "./backups/bucket.js";
 import { createBackup } from "./backups/create.js";
 import {
   type BackupOptions,
@@ -15,6 +16,7 @@ import { PresignedTransport } from "./backups/presigned.js";
 import { restoreBackup } from "./backups/restore.js";
 import { backupBucket, presignSettings } from "./backups/settings.js";
 import type { Transport } from "./backups/transport.js";
+import { UnfinishedBackups } from "./backups/unfinished.js";
 import {
   FileSystemError,
   isSandboxError,
@@ -90,7 +92,14 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
 
   readonly #backups = new Queue();
   readonly #calls = new Map<string, AbortController>();
+  readonly #unfinished: UnfinishedBackups;
   #runtime: Runtime | undefined;
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    this.#unfinished = new UnfinishedBackups(ctx.storage);
+    void this.#backups.run(() => this.#removeUnfinished());
+  }
 
   /**
    * Archives a directory and stores it in the bucket. Calls of `createBackup` and `restoreBackup` run one after another.
@@ -129,6 +138,7 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
     const { stream, onOutput, signal, ...request } = parsed;
     const output = { stdout: "", stderr: "" };
     let timestamp = new Date().toISOString();
+    let result: ExecResult | undefined;
     for await (const event of (await this.#connect()).exec(
       await this.#withSessionEnv<ExecRequest>({ ...rest, ...request }),
       signal,
@@ -136,13 +146,14 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
       if (event.type === "start") timestamp = event.timestamp;
       else if (event.type === "complete") {
         const { exitCode, duration } = event;
-        return { success: exitCode === 0, exitCode, ...output, command, duration, timestamp };
+        result = { success: exitCode === 0, exitCode, ...output, command, duration, timestamp };
       } else {
         output[event.type] += event.data;
         if (stream !== false && onOutput) await onOutput(event.type, event.data);
       }
     }
-    throw new SandboxUnavailableError("The command's stream ended without its result");
+    if (result === undefined) throw new SandboxUnavailableError("The command's stream ended without its result");
+    return result;
   }
 
   /**
@@ -327,14 +338,32 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
     throw new ValidationError(`The sandbox has no method ${name}`);
   }
 
-  #backupDeps(localBucket: boolean, options: RestoreOptions) {
+  /** Removes what a backup has left in the bucket that was cut off with the Durable Object's last run. */
+  async #removeUnfinished(): Promise<void> {
+    for (const unfinished of await this.#unfinished.list()) {
+      try {
+        const bucket = backupBucket(this.env);
+        // With its metadata there it is stored; only the note of that was cut off.
+        if (!(await hasMetadata(bucket, unfinished.backupId)))
+          await this.#transport(unfinished.uploadId === undefined).discard(unfinished);
+        await this.#unfinished.forget(unfinished.backupId);
+      } catch (error) {
+        // The next start tries again.
+        console.warn(`What backup ${unfinished.backupId} left in the bucket could not be removed: ${error}`);
+      }
+    }
+  }
+
+  #transport(localBucket: boolean): Transport {
     const bucket = backupBucket(this.env);
-    const transport: Transport = localBucket
-      ? new BindingTransport(bucket)
-      : new PresignedTransport(bucket, presignSettings(this.env));
+    return localBucket ? new BindingTransport(bucket) : new PresignedTransport(presignSettings(this.env));
+  }
+
+  #backupDeps(localBucket: boolean, options: RestoreOptions) {
     return {
-      bucket,
-      transport,
+      bucket: backupBucket(this.env),
+      transport: this.#transport(localBucket),
+      unfinished: this.#unfinished,
       connect: () => this.#connect(),
       now: () => new Date(),
       newId: () => crypto.randomUUID(),

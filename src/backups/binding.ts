@@ -2,6 +2,7 @@ import { type ArchiveResult, LARGEST_PUT } from "../protocol.js";
 import type { AgentOperation } from "../runtime/agent-client.js";
 import { archiveKey, type StoredArchive } from "./bucket.js";
 import type { TransferHandler, Transport, Upload } from "./transport.js";
+import type { UnfinishedBackup } from "./unfinished.js";
 
 /** `localBucket`: the archive is streamed through the Durable Object, in constant memory, by the R2 binding. */
 export class BindingTransport implements Transport {
@@ -12,6 +13,10 @@ export class BindingTransport implements Transport {
 
   upload(backupId: string): Upload {
     return new BindingUpload(this.bucket, archiveKey(backupId));
+  }
+
+  async discard({ backupId }: UnfinishedBackup): Promise<void> {
+    await this.bucket.delete(archiveKey(backupId));
   }
 
   download(backupId: string, { etag }: StoredArchive): TransferHandler {

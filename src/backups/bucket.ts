@@ -49,6 +49,11 @@ export async function readMetadata(bucket: R2Bucket, id: string, dir: string): P
   }
 }
 
+/** Whether the backup exists. */
+export async function hasMetadata(bucket: R2Bucket, id: string): Promise<boolean> {
+  return (await bucket.head(metadataKey(id))) !== null;
+}
+
 /** Removes what there is of a backup. */
 export async function deleteBackup(bucket: R2Bucket, id: string): Promise<void> {
   await bucket.delete([metadataKey(id), archiveKey(id)]);

@@ -5,10 +5,12 @@ import { deleteBackup, headArchive, writeMetadata } from "./bucket.js";
 import type { BackupMetadata } from "./metadata.js";
 import type { DirectoryBackup, ResolvedBackupOptions } from "./options.js";
 import type { Transport, Upload } from "./transport.js";
+import type { UnfinishedBackups } from "./unfinished.js";
 
 export interface CreateDeps extends OperationOptions {
   bucket: R2Bucket;
   transport: Transport;
+  unfinished: UnfinishedBackups;
   /** Starts the sandbox if need be. */
   connect: () => Promise<AgentClient>;
   now: () => Date;
@@ -22,16 +24,18 @@ export interface CreateDeps extends OperationOptions {
  */
 export async function createBackup(deps: CreateDeps, options: ResolvedBackupOptions): Promise<DirectoryBackup> {
   const backupId = deps.newId();
-  const upload = deps.transport.upload(backupId);
+  const upload = deps.transport.upload(backupId, (uploadId) => deps.unfinished.record({ backupId, uploadId }));
   try {
+    await deps.unfinished.record({ backupId });
     const archive = await sendArchive(deps, options, backupId, upload);
     const etag = await upload.complete(archive);
     await assertStored(deps.bucket, backupId, archive.size, etag);
     deps.signal.throwIfAborted();
     await writeMetadata(deps.bucket, describeBackup(backupId, options, archive, etag, deps.now()));
+    await deps.unfinished.forget(backupId);
     return { id: backupId, dir: options.dir, ...(options.localBucket ? { localBucket: true } : {}) };
   } catch (error) {
-    const leftover = await removeTraces(deps.bucket, backupId, upload);
+    const leftover = await removeTraces(deps, backupId, upload);
     deps.signal.throwIfAborted();
     throw asCreateError(error, options.dir, backupId, leftover);
   }
@@ -73,10 +77,16 @@ function describeBackup(
 }
 
 /** @returns why something could not be removed, or undefined when all is gone */
-async function removeTraces(bucket: R2Bucket, backupId: string, upload: Upload): Promise<string | undefined> {
+async function removeTraces(
+  { bucket, unfinished }: CreateDeps,
+  backupId: string,
+  upload: Upload,
+): Promise<string | undefined> {
   const removals = await Promise.allSettled([upload.abort(), deleteBackup(bucket, backupId)]);
   const failed = removals.find((removal) => removal.status === "rejected");
-  return failed && String(failed.reason);
+  if (failed !== undefined) return String(failed.reason);
+  await unfinished.forget(backupId);
+  return undefined;
 }
 
 function asCreateError(error: unknown, dir: string, backupId: string, leftover: string | undefined): Error {

@@ -3,6 +3,7 @@ import { type ArchiveResult, WHOLE_OBJECT } from "../protocol.js";
 import { archiveKey } from "./bucket.js";
 import type { PresignSettings } from "./settings.js";
 import type { TransferHandler, Transport, Upload } from "./transport.js";
+import type { UnfinishedBackup } from "./unfinished.js";
 
 /**
  * Production: the agent moves the archive itself, by URLs signed here. The bytes never pass the Durable Object, and the
@@ -20,20 +21,28 @@ export class PresignedTransport implements Transport {
   readonly method = "mount";
   readonly #s3: S3Bucket;
 
-  constructor(
-    private readonly bucket: R2Bucket,
-    settings: PresignSettings,
-  ) {
+  constructor(settings: PresignSettings) {
     this.#s3 = new S3Bucket(settings);
   }
 
-  upload(backupId: string): Upload {
-    return new PresignedUpload(this.bucket, this.#s3, archiveKey(backupId));
+  upload(backupId: string, record: (uploadId: string) => Promise<void>): Upload {
+    const begin = async () => {
+      const uploadId = await this.#s3.createMultipart(archiveKey(backupId));
+      await record(uploadId);
+      return uploadId;
+    };
+    return new PresignedUpload(this.#s3, backupId, begin, (unfinished) => this.discard(unfinished));
   }
 
   download(backupId: string): TransferHandler {
     const sign = async (part: number) => ({ part, url: await this.#s3.presign("GET", archiveKey(backupId)) });
     return { urls: (parts) => Promise.all(parts.map(sign)), move: refuseToMove };
+  }
+
+  async discard({ backupId, uploadId }: UnfinishedBackup): Promise<void> {
+    const key = archiveKey(backupId);
+    if (uploadId !== undefined) await this.#s3.abortMultipart(key, uploadId);
+    await this.#s3.deleteObject(key);
   }
 }
 
@@ -43,9 +52,10 @@ class PresignedUpload implements Upload {
   readonly move = refuseToMove;
 
   constructor(
-    private readonly bucket: R2Bucket,
     private readonly s3: S3Bucket,
-    private readonly key: string,
+    private readonly backupId: string,
+    private readonly begin: () => Promise<string>,
+    private readonly discard: (unfinished: UnfinishedBackup) => Promise<void>,
   ) {}
 
   urls(parts: readonly number[]): Promise<{ part: number; url: string }[]> {
@@ -57,20 +67,20 @@ class PresignedUpload implements Upload {
     const uploadId = await this.#uploadId;
     if (upload.kind !== "parts" || uploadId === undefined)
       throw new Error("The agent sent nothing by the URLs that it got");
-    return this.s3.completeMultipart(this.key, uploadId, upload.parts);
+    return this.s3.completeMultipart(archiveKey(this.backupId), uploadId, upload.parts);
   }
 
   async abort(): Promise<void> {
     // When it could not be begun there is nothing to abort.
     const uploadId = await this.#uploadId?.catch(() => undefined);
-    if (uploadId !== undefined) await this.s3.abortMultipart(this.key, uploadId);
-    await this.bucket.delete(this.key);
+    await this.discard({ backupId: this.backupId, uploadId });
   }
 
   async #presign(part: number): Promise<string> {
-    if (part === WHOLE_OBJECT) return this.s3.presign("PUT", this.key);
-    this.#uploadId ??= this.s3.createMultipart(this.key);
-    return this.s3.presign("PUT", this.key, { partNumber: String(part), uploadId: await this.#uploadId });
+    const key = archiveKey(this.backupId);
+    if (part === WHOLE_OBJECT) return this.s3.presign("PUT", key);
+    this.#uploadId ??= this.begin();
+    return this.s3.presign("PUT", key, { partNumber: String(part), uploadId: await this.#uploadId });
   }
 }
 
@@ -117,6 +127,11 @@ class S3Bucket {
   /** Harmless when there is no such upload any more. */
   async abortMultipart(key: string, uploadId: string): Promise<void> {
     await this.#call("AbortMultipartUpload", "DELETE", this.#url(key, { uploadId }), undefined, ["NoSuchUpload"]);
+  }
+
+  /** Harmless when there is no such object. */
+  async deleteObject(key: string): Promise<void> {
+    await this.#call("DeleteObject", "DELETE", this.#url(key, {}));
   }
 
   /** Sends one call; what it throws never holds the URL or a key. */

@@ -1,6 +1,7 @@
 import type { ArchiveResult } from "../protocol.js";
 import type { AgentOperation } from "../runtime/agent-client.js";
 import type { StoredArchive } from "./bucket.js";
+import type { UnfinishedBackup } from "./unfinished.js";
 
 /** How an archive gets from the container to the bucket and back. One for each way; each is used for one call. */
 export interface Transport {
@@ -8,10 +9,15 @@ export interface Transport {
   readonly transfer: "urls" | "stream";
   /** How the directory is brought back. */
   readonly method: "mount" | "replace";
-  /** Begins the way of one archive into the bucket. Touches nothing yet. */
-  upload(backupId: string): Upload;
+  /**
+   * Begins the way of one archive into the bucket. Touches nothing yet.
+   * @param record told the id of a multipart upload before anything is sent by it
+   */
+  upload(backupId: string, record: (uploadId: string) => Promise<void>): Upload;
   /** Begins the way of one archive out of the bucket. Touches nothing yet. */
   download(backupId: string, archive: StoredArchive): TransferHandler;
+  /** Removes what an upload has left in the bucket, finished or not. Harmless where there is nothing. */
+  discard(unfinished: UnfinishedBackup): Promise<void>;
 }
 
 /** Answers what the agent needs while it works. A rejection ends the operation with that error. */
