@@ -3,7 +3,6 @@ import { mkdtemp, readFile, realpath, rm } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { type AgentServer, type Backups, createServer } from "../../container/server.js";
 import { sandboxErrorSchema } from "../../src/errors.js";
 import { agentRoutes, type ExecEventMessage, type ExecRequest } from "../../src/protocol.js";
@@ -14,18 +13,7 @@ export async function temporaryDirectory(): Promise<{ path: string } & AsyncDisp
   return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
 }
 
-/** Waits until `check` gives something other than undefined or false. */
-export async function eventually<Value>(
-  check: () => Value | Promise<Value>,
-): Promise<Exclude<Value, undefined | false>> {
-  const deadline = Date.now() + 10_000;
-  for (;;) {
-    const value = await check();
-    if (value !== undefined && value !== false) return value as Exclude<Value, undefined | false>;
-    if (Date.now() > deadline) throw new Error(`Still not the case: ${check}`);
-    await sleep(20);
-  }
-}
+export { eventually } from "../support/eventually.js";
 
 /** Stands in where a test has no backups. */
 const noBackups: Backups = {

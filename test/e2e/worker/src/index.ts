@@ -23,6 +23,11 @@ export class FaultySandbox extends Sandbox<Env> {
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, { ...env, BACKUP_BUCKET_ENDPOINT: env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "" });
   }
+
+  /** Ends this run of the Durable Object, as the platform may at any moment. */
+  restart(): void {
+    this.ctx.abort("restarted by a test");
+  }
 }
 
 export { Sandbox };
