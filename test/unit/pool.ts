@@ -2,7 +2,7 @@ import { cloudflareTest } from "@cloudflare/vitest-pool-workers";
 import { defineConfig } from "vitest/config";
 
 /** The unit tests in workerd, with a Worker of their own (`worker.ts`), as of one compatibility date. */
-export function unitTests(name: string, compatibilityDate: string) {
+export function unitTests(name: string, compatibilityDate: string, compatibilityFlags: readonly string[] = []) {
   return defineConfig({
     cacheDir: `../../node_modules/.vite/${name}`,
     plugins: [
@@ -10,7 +10,7 @@ export function unitTests(name: string, compatibilityDate: string) {
         main: "./worker.ts",
         miniflare: {
           compatibilityDate,
-          compatibilityFlags: ["nodejs_compat"],
+          compatibilityFlags: ["nodejs_compat", ...compatibilityFlags],
           durableObjects: {
             SANDBOX: { className: "Sandbox", useSQLite: true },
             TEST_SANDBOX: { className: "TestSandbox", useSQLite: true },
