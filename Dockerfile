@@ -1,0 +1,21 @@
+# The image of a sandbox: Debian, Node, the tools and the agent.
+# Its build context is the directory that it lies in: this repository after `npm run build`, or the installed package.
+ARG BASE=debian:trixie-slim
+FROM ${BASE}
+
+# More Debian packages, separated by blanks: "image_vars": { "EXTRA_PACKAGES": "python3 curl" } in the Wrangler configuration.
+ARG EXTRA_PACKAGES=""
+RUN apt-get update \
+  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+    ca-certificates fuse-overlayfs fuse3 git nodejs squashfs-tools squashfuse tini ${EXTRA_PACKAGES} \
+  && apt-get clean \
+  && rm -rf /var/lib/apt/lists/*
+
+COPY dist/agent.js /opt/sandbox-backup/agent.js
+
+WORKDIR /workspace
+EXPOSE 3000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
+  CMD ["node", "-e", "fetch('http://127.0.0.1:3000/v1/health').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+# tini reaps what commands leave behind, and passes the platform's SIGTERM on to the agent.
+ENTRYPOINT ["tini", "--", "node", "/opt/sandbox-backup/agent.js"]
