@@ -6,9 +6,16 @@ import { FaultControl } from "../support/fault-proxy.js";
 /** What the tests of the suite share. */
 export const system = inject("system");
 export const worker = new Worker(system);
-export const faults = new FaultControl(system.faults ?? "");
 
 /** A sandbox that no other test uses. */
-export function newSandbox(options: { faulty?: boolean } = {}) {
-  return worker.sandbox(`test-${randomUUID()}`, options);
+export function newSandbox() {
+  return worker.sandbox(`test-${randomUUID()}`);
+}
+
+/** A sandbox that reaches the bucket's S3 endpoint through a proxy of its own, which fails as it is told. */
+export async function newFaultySandbox() {
+  const faults = await new FaultControl(system.faults ?? "").another();
+  // The Worker reads the port from the name.
+  const sandbox = worker.sandbox(`faulty-${new URL(faults.origin).port}-${randomUUID()}`, { faulty: true });
+  return { sandbox, faults };
 }

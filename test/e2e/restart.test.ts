@@ -1,11 +1,11 @@
 import { expect, test } from "vitest";
 import { eventually } from "../support/eventually.js";
-import { faults, newSandbox, system, worker } from "./context.js";
+import { newFaultySandbox, system, worker } from "./context.js";
 
 test.skipIf(system.faults === undefined)(
   "an upload that was cut off by a restart of the Durable Object is aborted by its next run",
   async () => {
-    const sandbox = newSandbox({ faulty: true });
+    const { sandbox, faults } = await newFaultySandbox();
     await sandbox.exec("head -c 20000000 /dev/urandom > random");
     await faults.set([{ method: "PUT", url: "partNumber=2", instead: "hang" }]);
     const cutOff = sandbox.fail("createBackup", [{ dir: "/workspace" }]);

@@ -21,8 +21,10 @@ export interface Fault {
   code?: string;
   /** Close the connection, or never answer. */
   instead?: "reset" | "hang";
-  /** Let it pass, but wait so many milliseconds before. */
-  delay?: number;
+  /** Let it pass, but close the connection before its answer, or in the middle of that. */
+  lose?: "answer" | "half";
+  /** Let it pass, but answer with this ETag. */
+  etag?: string;
 }
 
 /** A request that the proxy has seen. */
@@ -36,10 +38,12 @@ export interface SeenRequest {
 }
 
 const CONTROL = "/__control";
+const ANOTHER = "/__another";
 
 export class FaultProxy {
   #faults: (Fault & { seen: number; done: number })[] = [];
   #requests: SeenRequest[] = [];
+  readonly #others: FaultProxy[] = [];
   readonly #server: Server;
 
   private constructor(private readonly upstream: URL) {
@@ -58,12 +62,14 @@ export class FaultProxy {
   }
 
   stop(): void {
+    for (const other of this.#others) other.stop();
     this.#server.close();
     this.#server.closeAllConnections();
   }
 
   async #handle(incoming: IncomingMessage, response: ServerResponse): Promise<void> {
     if (incoming.url === CONTROL) return this.#control(incoming, response);
+    if (incoming.url === ANOTHER) return this.#startAnother(response);
     const seen: SeenRequest = { method: incoming.method ?? "", url: incoming.url ?? "" };
     this.#requests.push(seen);
     const fault = this.#match(seen);
@@ -75,11 +81,10 @@ export class FaultProxy {
       response.writeHead(fault.status, { "content-type": "application/xml" });
       return void response.end(`<?xml version="1.0"?><Error><Code>${fault.code ?? "InternalError"}</Code></Error>`);
     }
-    if (fault?.delay !== undefined) await new Promise((resolve) => setTimeout(resolve, fault.delay));
-    this.#forward(incoming, response, seen);
+    this.#forward(incoming, response, seen, fault);
   }
 
-  #forward(incoming: IncomingMessage, response: ServerResponse, seen: SeenRequest): void {
+  #forward(incoming: IncomingMessage, response: ServerResponse, seen: SeenRequest, fault: Fault | undefined): void {
     const { hostname, port } = this.upstream;
     const outgoing = request({
       hostname,
@@ -90,7 +95,8 @@ export class FaultProxy {
     });
     outgoing.on("response", (answer) => {
       seen.status = answer.statusCode ?? 0;
-      response.writeHead(seen.status, answer.headers);
+      if (fault?.lose === "answer") return void incoming.socket.destroy();
+      response.writeHead(seen.status, { ...answer.headers, ...(fault?.etag && { etag: `"${fault.etag}"` }) });
       if (/[?&]uploads(=|&|$)/.test(seen.url)) {
         let body = "";
         answer.on("data", (chunk) => {
@@ -98,7 +104,11 @@ export class FaultProxy {
           seen.uploadId = /<UploadId>([^<]+)/.exec(body)?.[1] ?? "";
         });
       }
-      answer.pipe(response);
+      if (fault?.lose === "half") {
+        answer.once("data", (chunk: Buffer) =>
+          response.write(chunk.subarray(0, chunk.length >> 1), () => response.destroy()),
+        );
+      } else answer.pipe(response);
     });
     outgoing.on("error", () => response.destroy());
     response.on("close", () => outgoing.destroy());
@@ -117,6 +127,14 @@ export class FaultProxy {
     return undefined;
   }
 
+  /** Another proxy before the same endpoint, with faults of its own. */
+  async #startAnother(response: ServerResponse): Promise<void> {
+    const other = await FaultProxy.start(this.upstream.origin);
+    this.#others.push(other);
+    response.writeHead(200, { "content-type": "application/json" });
+    response.end(JSON.stringify(other.origin));
+  }
+
   async #control(incoming: IncomingMessage, response: ServerResponse): Promise<void> {
     if (incoming.method === "PUT") {
       let body = "";
@@ -131,7 +149,12 @@ export class FaultProxy {
 
 /** A test's hold on the proxy. */
 export class FaultControl {
-  constructor(private readonly origin: string) {}
+  constructor(readonly origin: string) {}
+
+  /** The hold on a proxy of its own. */
+  async another(): Promise<FaultControl> {
+    return new FaultControl((await (await fetch(this.origin + ANOTHER)).json()) as string);
+  }
 
   /** From now on these faults, and none of before; forgets the requests seen. */
   async set(faults: Fault[]): Promise<void> {

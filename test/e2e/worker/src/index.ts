@@ -16,18 +16,45 @@ interface Env {
   E2E_TOKEN?: string;
 }
 
-/** Sends its archives by the faulty endpoint, with little patience. */
+/**
+ * Sends its archives by the faulty endpoint, with little patience, and knows which objects of the bucket it has touched.
+ * The port of its proxy is in its name: `faulty-<port>-…`.
+ */
 export class FaultySandbox extends Sandbox<Env> {
   override envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: "1000" };
+  readonly #keys: Set<string>;
 
   constructor(ctx: DurableObjectState, env: Env) {
-    super(ctx, { ...env, BACKUP_BUCKET_ENDPOINT: env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "" });
+    const keys = new Set<string>();
+    const endpoint = new URL(env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "");
+    endpoint.port = /^faulty-(\d+)-/.exec(ctx.id.name ?? "")?.[1] ?? endpoint.port;
+    super(ctx, { ...env, BACKUP_BUCKET: recordKeys(env.BACKUP_BUCKET, keys), BACKUP_BUCKET_ENDPOINT: endpoint.href });
+    this.#keys = keys;
+  }
+
+  /** Keys of the objects that this run of the Durable Object has written, read or deleted. */
+  touchedKeys(): string[] {
+    return [...this.#keys];
   }
 
   /** Ends this run of the Durable Object, as the platform may at any moment. */
   restart(): void {
     this.ctx.abort("restarted by a test");
   }
+}
+
+/** A bucket that adds the keys that it is called with to a set. */
+function recordKeys(bucket: R2Bucket, keys: Set<string>): R2Bucket {
+  return new Proxy(bucket, {
+    get(target, name) {
+      const member: unknown = Reflect.get(target, name);
+      if (typeof member !== "function") return member;
+      return (...args: unknown[]) => {
+        for (const key of [args[0]].flat()) if (typeof key === "string") keys.add(key);
+        return member.apply(target, args);
+      };
+    },
+  });
 }
 
 export { Sandbox };
