@@ -97,7 +97,8 @@ export class ObjectClient implements Disposable {
         }
         if (!error.isTransient || attempt >= this.limits.attempts) throw error;
         const pause = this.limits.firstDelay * 2 ** (attempt - 1) * (1 + Math.random());
-        await delay(pause, undefined, { signal: this.signal });
+        // Its own error when it aborts is not the signal's reason.
+        await delay(pause, undefined, { signal: this.signal }).catch(() => this.signal.throwIfAborted());
       }
     }
   }
@@ -164,8 +165,8 @@ async function describeRefusal(response: IncomingMessage): Promise<string> {
 }
 
 /**
- * Runs `work` on every item, `concurrency` side by side. When one fails the others are aborted, and nothing runs any more
- * when this rejects.
+ * Runs `work` on every item, `concurrency` side by side. When one fails no other is begun, and nothing runs any more when
+ * this rejects, with the first failure.
  */
 export async function forEachConcurrently<Item>(
   items: readonly Item[],
@@ -173,20 +174,19 @@ export async function forEachConcurrently<Item>(
   work: (item: Item) => Promise<void>,
 ): Promise<void> {
   let next = 0;
-  let failed = false;
+  let failure: { error: unknown } | undefined;
   const worker = async () => {
-    while (!failed) {
+    while (failure === undefined) {
       const item = items[next++];
       if (item === undefined) return;
       try {
         await work(item);
       } catch (error) {
-        failed = true;
-        throw error;
+        // Those that fail later do so because of the first.
+        failure ??= { error };
       }
     }
   };
-  const workers = Array.from({ length: Math.min(concurrency, items.length) }, worker);
-  await Promise.allSettled(workers);
-  await Promise.all(workers);
+  await Promise.all(Array.from({ length: Math.min(concurrency, items.length) }, worker));
+  if (failure !== undefined) throw (failure as { error: unknown }).error;
 }

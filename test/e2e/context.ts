@@ -12,10 +12,14 @@ export function newSandbox() {
   return worker.sandbox(`test-${randomUUID()}`);
 }
 
-/** A sandbox that reaches the bucket's S3 endpoint through a proxy of its own, which fails as it is told. */
-export async function newFaultySandbox() {
+/**
+ * A sandbox that reaches the bucket's S3 endpoint through a proxy of its own, which fails as it is told.
+ * @param stallTimeout how long it waits while nothing moves, in ms
+ */
+export async function newFaultySandbox(stallTimeout = 30_000) {
   const faults = await new FaultControl(system.faults ?? "").another();
-  // The Worker reads the port from the name.
-  const sandbox = worker.sandbox(`faulty-${new URL(faults.origin).port}-${randomUUID()}`, { faulty: true });
+  const { port } = new URL(faults.origin);
+  // The Worker reads both from the name.
+  const sandbox = worker.sandbox(`faulty-${port}-${stallTimeout}-${randomUUID()}`, { faulty: true });
   return { sandbox, faults };
 }

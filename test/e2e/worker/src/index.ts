@@ -17,18 +17,19 @@ interface Env {
 }
 
 /**
- * Sends its archives by the faulty endpoint, with little patience, and knows which objects of the bucket it has touched.
- * The port of its proxy is in its name: `faulty-<port>-…`.
+ * Sends its archives by the faulty endpoint, and knows which objects of the bucket it has touched. The port of its proxy,
+ * and how long it waits for an answer in ms, are in its name: `faulty-<port>-<stall timeout>-…`.
  */
 export class FaultySandbox extends Sandbox<Env> {
-  override envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: "1000" };
   readonly #keys: Set<string>;
 
   constructor(ctx: DurableObjectState, env: Env) {
     const keys = new Set<string>();
     const endpoint = new URL(env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "");
-    endpoint.port = /^faulty-(\d+)-/.exec(ctx.id.name ?? "")?.[1] ?? endpoint.port;
+    const [, port = "", stallTimeout = ""] = /^faulty-(\d+)-(\d+)-/.exec(ctx.id.name ?? "") ?? [];
+    endpoint.port = port;
     super(ctx, { ...env, BACKUP_BUCKET: recordKeys(env.BACKUP_BUCKET, keys), BACKUP_BUCKET_ENDPOINT: endpoint.href });
+    this.envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout };
     this.#keys = keys;
   }
 
