@@ -1,4 +1,5 @@
-import { readdir, writeFile } from "node:fs/promises";
+import { lstat, readdir, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import picomatch from "picomatch";
 import { BackupCreateError } from "../../src/errors.js";
 import { runTool, ToolError } from "../run.js";
@@ -61,7 +62,8 @@ export function planGlobs(excludes: readonly string[]): { lines: string[]; globs
     const anchored = glob.replace(/^(\*\*\/)+/, "");
     const anyDepth = anchored !== glob || !glob.includes("/");
     if (anyDepth && !anchored.includes("/")) lines.push(`... ${anchored}`);
-    else if (!anyDepth && !glob.split("/").includes("**")) lines.push(glob);
+    // The backslash keeps a name that begins with three dots and a blank from meaning any depth.
+    else if (!anyDepth && !glob.split("/").includes("**")) lines.push(glob.replace(/^\.\.\. /, "\\$&"));
     else globs.push(glob);
   }
   return { lines, globs };
@@ -78,7 +80,7 @@ async function listIgnored(dir: string, signal: AbortSignal): Promise<string[]> 
     return splitPaths(listed.stdout);
   } catch (error) {
     if (!(error instanceof ToolError)) throw error;
-    if (/not a git repository/.test(error.message)) return [];
+    if (/not a git repository/.test(error.message) && !(await hasRepository(dir))) return [];
     const reason = error.facts.missing
       ? "`useGitignore` needs git, which is not installed in the container"
       : error.message;
@@ -86,10 +88,20 @@ async function listIgnored(dir: string, signal: AbortSignal): Promise<string[]> 
   }
 }
 
-/** git reads the user's own ignore file, so it needs HOME; and no setting of another repository. */
+/** Whether there is a `.git` in the directory or one above: git calls a damaged repository none. */
+async function hasRepository(dir: string): Promise<boolean> {
+  const found = await lstat(join(dir, ".git")).catch(() => undefined);
+  return found !== undefined || (dir !== "/" && hasRepository(dirname(dir)));
+}
+
+/**
+ * git reads the user's own ignore file, so it needs HOME; and no setting of another repository. A restored directory is a
+ * file system of its own and may be in a repository that is not.
+ */
 function gitEnv(): Record<string, string> {
   const { PATH = "", HOME = "/" } = process.env;
-  return { PATH, HOME, LC_ALL: "C", GIT_TERMINAL_PROMPT: "0", GIT_OPTIONAL_LOCKS: "0" };
+  const settings = { GIT_TERMINAL_PROMPT: "0", GIT_OPTIONAL_LOCKS: "0", GIT_DISCOVERY_ACROSS_FILESYSTEM: "1" };
+  return { PATH, HOME, LC_ALL: "C", ...settings };
 }
 
 function splitPaths(output: Buffer): string[] {
@@ -103,7 +115,8 @@ function splitPaths(output: Buffer): string[] {
 /** Walks the tree for the paths that match one of the globs; does not look below a match. */
 async function listMatches(dir: string, globs: readonly string[]): Promise<string[]> {
   // The rules of fnmatch(3), which decides on the other globs: no braces, and a leading dot is matched by a dot only.
-  const matches = picomatch([...globs], { nobrace: true, dot: false, nonegate: true });
+  // The flag s: names may hold newlines.
+  const matches = picomatch([...globs], { nobrace: true, dot: false, nonegate: true, flags: "s" });
   const found: string[] = [];
   const pending = [""];
   for (let parent = pending.pop(); parent !== undefined; parent = pending.pop()) {
@@ -140,11 +153,11 @@ async function describeCrowd(dir: string, parent: string, names: ReadonlySet<str
   const kept = (await readEntries(dir, parent)).map((entry) => entry.name).filter((name) => !names.has(name));
   if (kept.reduce((length, name) => length + literal(name).length + 1, parent.length * 2) > LONGEST_LINE)
     return undefined;
-  const isHidden = (name: string) => name.startsWith(".");
   const allBut = (keep: string[]) => (keep.length === 0 ? "*" : `!(${keep.map(literal).join("|")})`);
-  // In fnmatch(3) a leading dot is matched by a dot only, so hidden names need a pattern of their own.
-  const patterns = [allBut(kept.filter((name) => !isHidden(name)))];
-  if ([...names].some(isHidden)) patterns.push(`.${allBut(kept.filter(isHidden).map((name) => name.slice(1)))}`);
+  const hiddenOnes = (all: Iterable<string>) => [...all].filter((name) => name.startsWith("."));
+  // `!(…)` matches hidden names too, unlike `*`: all that is kept has to be in it.
+  const patterns = [allBut(kept)];
+  if (hiddenOnes(names).length > 0) patterns.push(`.${allBut(hiddenOnes(kept).map((name) => name.slice(1)))}`);
   return patterns;
 }
 
@@ -154,9 +167,16 @@ function hasExtendedGlobs(): boolean {
   return report.header?.glibcVersionRuntime !== undefined;
 }
 
-/** A pattern of fnmatch(3) that matches just this name. A line cannot hold a newline: it is the byte that is no other. */
+/**
+ * A pattern of fnmatch(3) that matches just this name, also in a list: glibc looks for the ends of a list without regard to
+ * backslashes. A line cannot hold a newline: it is the byte that is no other.
+ */
 function literal(name: string): string {
-  return name.replace(/[^A-Za-z0-9_\-\n\x80-\xff]/g, "\\$&").replace(/\n/g, "[^\x01-\x09\x0b-\xff]");
+  return name
+    .replace(/[^A-Za-z0-9_\-\n\x80-\xff]/g, (character) =>
+      "|()[".includes(character) ? `[${character}]` : `\\${character}`,
+    )
+    .replace(/\n/g, "[^\x01-\x09\x0b-\xff]");
 }
 
 async function readEntries(dir: string, parent: string) {
