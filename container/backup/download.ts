@@ -78,10 +78,17 @@ async function fetchRange(
       }
       let position = start;
       for await (const chunk of response as AsyncIterable<Buffer>) {
-        await file.write(chunk, 0, chunk.length, position);
+        await writeAll(file, chunk, position);
         position += chunk.length;
       }
       if (position !== end) throw new ObjectRequestError("the connection to the bucket broke off", undefined);
     },
   });
+}
+
+/** A write to a disk that is nearly full can stop in the middle without an error; the next one fails. */
+async function writeAll(file: FileHandle, chunk: Buffer, position: number): Promise<void> {
+  for (let done = 0; done < chunk.length; ) {
+    done += (await file.write(chunk, done, chunk.length - done, position + done)).bytesWritten;
+  }
 }

@@ -46,6 +46,8 @@ export function planLayers(layers: string, dir: string): { archive: LayerPlan; o
 interface Layer {
   program: string;
   mountPoint: string;
+  /** Its line in mountinfo: others may mount something there too, or take this away. */
+  entry: string;
   server: RunningProcess;
   /** Set when it is meant to end. */
   stopping: boolean;
@@ -114,6 +116,19 @@ export class Mounts {
     return mount === undefined ? dir : `/proc/${process.pid}/fd/${mount.hidden.fd}`;
   }
 
+  /**
+   * Has the link counts of the mounted files in `dir` be true: fuse-overlayfs counts those names of a file that were looked
+   * up, and mksquashfs takes two names with different counts for two files.
+   */
+  async countLinks(dir: string, signal: AbortSignal): Promise<void> {
+    for (const mounted of this.#mounts.keys()) {
+      const within = isAtOrUnder(mounted, dir) ? mounted : dir;
+      if (!isAtOrUnder(within, mounted)) continue;
+      // du looks at every file. What it cannot read, mksquashfs cannot either, and says so.
+      await runTool("du", ["-s", "-x", "--", within], { signal, okExitCodes: [0, 1] });
+    }
+  }
+
   /** Takes down the restored directories below `dir`, the innermost first. */
   detachUnder(dir: string): Promise<DetachedMounts> {
     return this.#detach((mounted) => mounted !== dir && isAtOrUnder(mounted, dir));
@@ -140,7 +155,7 @@ export class Mounts {
     for (const mount of [...this.#mounts.values()].reverse()) {
       if (!isMeant(mount.dir)) continue;
       try {
-        await unmount(mount.dir);
+        await unmount(mount.overlay);
       } catch (error) {
         await reattach();
         throw error;
@@ -207,8 +222,9 @@ async function makeUpperLayer(layers: string, signal: AbortSignal): Promise<void
 /** Starts a FUSE server and resolves when its mount is there and answers. Nothing is left mounted when it fails. */
 async function startLayer(plan: LayerPlan, signal: AbortSignal): Promise<Layer> {
   const { mountPoint } = plan;
-  const mountsBefore = await countMounts(mountPoint);
-  const layer = { ...(await startFirst(plan)), mountPoint, stopping: false };
+  const others = await mountsAt(mountPoint);
+  const findOwn = async () => (await mountsAt(mountPoint)).find((entry) => !others.includes(entry));
+  const layer = { ...(await startFirst(plan)), mountPoint, entry: "", stopping: false };
   const stderr = keepEnd(layer.server.stderr);
   layer.server.stdout.resume();
   layer.server.stdin.end();
@@ -223,17 +239,18 @@ async function startLayer(plan: LayerPlan, signal: AbortSignal): Promise<Layer> 
   };
   try {
     const deadline = Date.now() + MOUNT_TIMEOUT;
-    for (let pause = 2; (await countMounts(mountPoint)) === mountsBefore; pause = Math.min(pause * 2, 50)) {
+    for (let pause = 2; layer.entry === ""; pause = Math.min(pause * 2, 50)) {
       signal.throwIfAborted();
       if (ended !== undefined) throw failure(ended);
       if (Date.now() > deadline) throw failure("did not mount in time");
       await delay(pause);
+      layer.entry = (await findOwn()) ?? "";
     }
     await readdir(mountPoint);
     return layer;
   } catch (error) {
-    if ((await countMounts(mountPoint)) > mountsBefore) await unmount(mountPoint);
-    await endServer(layer);
+    layer.entry = (await findOwn()) ?? "";
+    await stopLayer(layer);
     throw error;
   }
 }
@@ -252,7 +269,7 @@ async function startFirst(plan: LayerPlan): Promise<Pick<Layer, "program" | "ser
 
 async function stopLayer(layer: Layer): Promise<void> {
   layer.stopping = true;
-  await unmount(layer.mountPoint);
+  await unmount(layer);
   await endServer(layer);
 }
 
@@ -262,17 +279,22 @@ async function endServer(layer: Layer): Promise<void> {
   await layer.server.exited;
 }
 
-/** Takes the topmost mount off; processes that use it keep what they have open. */
-async function unmount(mountPoint: string): Promise<void> {
-  if (process.getuid?.() === 0) await runTool("umount", ["-l", "--", mountPoint]);
-  else await runTool("fusermount3", ["-u", "-z", "--", mountPoint]);
+/**
+ * Takes a layer's mount off, with what was mounted on it since; processes that use it keep what they have open. Does nothing
+ * when it is gone already.
+ */
+async function unmount({ mountPoint, entry }: Layer): Promise<void> {
+  while ((await mountsAt(mountPoint)).includes(entry)) {
+    if (process.getuid?.() === 0) await runTool("umount", ["-l", "--", mountPoint]);
+    else await runTool("fusermount3", ["-u", "-z", "--", mountPoint]);
+  }
 }
 
-/** How many mounts lie on top of each other there, by proc_pid_mountinfo(5), which writes blanks and the like in octal. */
-async function countMounts(mountPoint: string): Promise<number> {
+/** The mounts that lie on top of each other there: lines of proc_pid_mountinfo(5), which writes blanks and the like in octal. */
+async function mountsAt(mountPoint: string): Promise<string[]> {
   const decode = (field: string) =>
     field.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)));
   const wanted = Buffer.from(mountPoint).toString("latin1");
   const lines = (await readFile("/proc/self/mountinfo", "latin1")).split("\n");
-  return lines.filter((line) => decode(line.split(" ")[4] ?? "") === wanted).length;
+  return lines.filter((line) => decode(line.split(" ")[4] ?? "") === wanted);
 }

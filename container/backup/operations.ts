@@ -133,6 +133,7 @@ export class BackupOperations {
     await using scratch = await Scratch.create(request.operationId);
     const file = scratch.file("archive.sqsh");
 
+    await this.#mounts.countLinks(dir, signal);
     const excludeFile = scratch.file("exclude");
     const excludes = await writeExcludeFile(excludeFile, {
       dir,

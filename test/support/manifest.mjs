@@ -19,10 +19,10 @@ function describe(target, name) {
   if (stats.isFile()) {
     line.size = stats.size;
     line.digest = digest(target);
-    if (stats.nlink > 1) {
-      if (!inodes.has(stats.ino)) inodes.set(stats.ino, line.name);
-      line.sameAs = inodes.get(stats.ino);
-    }
+    // Not `nlink`: fuse-overlayfs counts only the names that were looked up already.
+    const inode = `${stats.dev}:${stats.ino}`;
+    if (inodes.has(inode)) line.sameAs = inodes.get(inode);
+    else inodes.set(inode, line.name);
   }
   if (stats.isSymbolicLink()) line.target = fs.readlinkSync(target, "latin1");
   lines.push(JSON.stringify(line));
