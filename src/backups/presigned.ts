@@ -143,13 +143,23 @@ class S3Bucket {
     okErrors: readonly string[] = [],
   ): Promise<string> {
     const signal = AbortSignal.timeout(CALL_TIMEOUT);
-    const response = await this.#client.fetch(url, { method, signal, ...(body === undefined ? {} : { body }) });
-    const answer = await response.text();
+    const { status, ok, answer } = await this.#fetch(url, {
+      method,
+      signal,
+      ...(body === undefined ? {} : { body }),
+    }).catch((cause: unknown) => {
+      throw new Error(`${action}: the connection to the bucket failed (${cause})`, { cause });
+    });
     // CompleteMultipartUpload can answer 200 with an error in the body.
     const error = /<Error>.*?<Code>(\w+)<\/Code>/s.exec(answer)?.[1];
-    if (response.ok && error === undefined) return answer;
+    if (ok && error === undefined) return answer;
     if (error !== undefined && okErrors.includes(error)) return answer;
-    throw new Error(`${action}: the bucket answered HTTP ${response.status}${error === undefined ? "" : ` ${error}`}`);
+    throw new Error(`${action}: the bucket answered HTTP ${status}${error === undefined ? "" : ` ${error}`}`);
+  }
+
+  async #fetch(url: string, init: RequestInit): Promise<{ status: number; ok: boolean; answer: string }> {
+    const response = await this.#client.fetch(url, init);
+    return { status: response.status, ok: response.ok, answer: await response.text() };
   }
 
   #url(key: string, query: Record<string, string>): string {

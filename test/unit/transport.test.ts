@@ -183,6 +183,7 @@ describe("a multipart upload", () => {
       .urls([1])
       .catch((error: Error) => error);
 
+    expect(String(broken)).toContain("CreateMultipartUpload: the connection to the bucket failed");
     for (const error of [refused, broken]) {
       expect(error).toBeInstanceOf(Error);
       expect(`${error} ${JSON.stringify(error)}`).not.toMatch(/https?:|X-Amz|key-id-1234|secret-key-5678/i);

@@ -21,21 +21,26 @@ interface Env {
  * and how long it waits for an answer in ms, are in its name: `faulty-<port>-<stall timeout>-…`.
  */
 export class FaultySandbox extends Sandbox<Env> {
-  readonly #keys: Set<string>;
+  readonly #use: BucketUse;
 
   constructor(ctx: DurableObjectState, env: Env) {
-    const keys = new Set<string>();
+    const use: BucketUse = { keys: new Set(), failingPuts: undefined };
     const endpoint = new URL(env.FAULTY_ENDPOINT ?? env.BACKUP_BUCKET_ENDPOINT ?? "");
     const [, port = "", stallTimeout = ""] = /^faulty-(\d+)-(\d+)-/.exec(ctx.id.name ?? "") ?? [];
     endpoint.port = port;
-    super(ctx, { ...env, BACKUP_BUCKET: recordKeys(env.BACKUP_BUCKET, keys), BACKUP_BUCKET_ENDPOINT: endpoint.href });
+    super(ctx, { ...env, BACKUP_BUCKET: watched(env.BACKUP_BUCKET, use), BACKUP_BUCKET_ENDPOINT: endpoint.href });
     this.envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout };
-    this.#keys = keys;
+    this.#use = use;
   }
 
   /** Keys of the objects that this run of the Durable Object has written, read or deleted. */
   touchedKeys(): string[] {
-    return [...this.#keys];
+    return [...this.#use.keys];
+  }
+
+  /** From now on the binding stores no object whose key ends so. */
+  failPuts(keyEnd: string): void {
+    this.#use.failingPuts = keyEnd;
   }
 
   /** Ends this run of the Durable Object, as the platform may at any moment. */
@@ -44,14 +49,23 @@ export class FaultySandbox extends Sandbox<Env> {
   }
 }
 
-/** A bucket that adds the keys that it is called with to a set. */
-function recordKeys(bucket: R2Bucket, keys: Set<string>): R2Bucket {
+/** What a bucket was called with, and which calls are to fail. */
+interface BucketUse {
+  keys: Set<string>;
+  failingPuts: string | undefined;
+}
+
+function watched(bucket: R2Bucket, use: BucketUse): R2Bucket {
   return new Proxy(bucket, {
     get(target, name) {
       const member: unknown = Reflect.get(target, name);
       if (typeof member !== "function") return member;
-      return (...args: unknown[]) => {
-        for (const key of [args[0]].flat()) if (typeof key === "string") keys.add(key);
+      return async (...args: unknown[]) => {
+        const keys = [args[0]].flat().filter((key) => typeof key === "string");
+        for (const key of keys) use.keys.add(key);
+        if (name === "put" && use.failingPuts !== undefined && keys[0]?.endsWith(use.failingPuts)) {
+          throw new Error("put: We encountered an internal error. Please try again. (10001)");
+        }
         return member.apply(target, args);
       };
     },
