@@ -154,6 +154,7 @@ export class Mounts {
     };
     for (const mount of [...this.#mounts.values()].reverse()) {
       if (!isMeant(mount.dir)) continue;
+      mount.overlay.stopping = true;
       try {
         await unmount(mount.overlay);
       } catch (error) {

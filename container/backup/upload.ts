@@ -1,6 +1,12 @@
 import { createReadStream } from "node:fs";
 import { LARGEST_PUT, MiB, MULTIPART_THRESHOLD, type UploadResult, WHOLE_OBJECT } from "../../src/protocol.js";
-import { forEachConcurrently, ObjectClient, type RequestLimits, type UrlSource } from "./object-request.js";
+import {
+  forEachConcurrently,
+  ObjectClient,
+  ObjectRequestError,
+  type RequestLimits,
+  type UrlSource,
+} from "./object-request.js";
 
 /** R2's limit on the parts of one upload. */
 const MOST_PARTS = 10_000;
@@ -58,7 +64,7 @@ export async function uploadFile(options: UploadOptions): Promise<UploadResult> 
         receive: async (response) => {
           const etag = response.headers.etag?.replaceAll('"', "");
           response.resume();
-          if (!etag) throw new Error("the bucket confirmed a part without an ETag");
+          if (!etag) throw new ObjectRequestError("the bucket confirmed a part without an ETag", undefined);
           etags.set(number, etag);
         },
       });
