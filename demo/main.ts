@@ -151,7 +151,7 @@ async function startSystem(directory: string) {
   started.push(dev.stop);
   const url = `http://127.0.0.1:${port}`;
   report.done(`sandbox-backup dev serves examples/worker at ${url}`, duration);
-  report.note("It runs in workerd, with R2 and its S3 endpoint on this machine. Sandboxes run in bubblewrap.");
+  report.note("workerd, R2 with its S3 endpoint, and the sandboxes in bubblewrap: all on this machine");
 
   const stopped = async () => {
     const ours = await descendants();
@@ -285,6 +285,8 @@ async function cleanUp(): Promise<void> {
 }
 
 for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, () => interrupt.abort(name));
+// Whoever reads the output has gone away.
+process.stdout.on("error", () => interrupt.abort("SIGPIPE"));
 
 try {
   await demo();
