@@ -24,6 +24,7 @@ import {
   restoreEventSchema,
   type Urls,
 } from "../protocol.js";
+import { withLength } from "../streams.js";
 import type { Runtime } from "./runtime.js";
 
 /** An agent that says nothing for this long, not even a heartbeat, is gone; in ms. */
@@ -174,10 +175,10 @@ export class AgentClient {
   }
 
   async #give(id: string, archive: ReadableStream<Uint8Array>, size: number, signal: AbortSignal): Promise<void> {
-    const { readable, writable } = new FixedLengthStream(size);
-    const given = this.#request(agentRoutes.operationArchive(id), { method: "PUT", body: readable, signal });
-    await Promise.allSettled([given, archive.pipeTo(writable)]);
-    await (await given).body?.cancel();
+    const answer = await withLength(archive, size, (body) =>
+      this.#request(agentRoutes.operationArchive(id), { method: "PUT", body, signal }),
+    );
+    await answer.body?.cancel();
   }
 
   /** Makes sure that nothing of an operation runs any more. */
