@@ -1,0 +1,26 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { freePort, startDevServer } from "../../support/dev-server.js";
+import { FaultProxy } from "../../support/fault-proxy.js";
+import type { System } from "../system.js";
+
+/** `sandbox-backup dev` with the test Worker. */
+export async function startDevelopmentHost(config: string): Promise<System> {
+  const directory = await mkdtemp(join(tmpdir(), "e2e-"));
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const proxy = await FaultProxy.start(url);
+  const release = async () => {
+    proxy.stop();
+    await rm(directory, { recursive: true, force: true });
+  };
+  try {
+    const args = ["--var", `FAULTY_ENDPOINT:${proxy.origin}/cdn-cgi/local/r2/s3`];
+    const { pid, logFile, stop } = await startDevServer({ config, directory, port, args });
+    return { url, hasProduction: true, faults: proxy.origin, logFile, pid, stop: () => stop().then(release) };
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
