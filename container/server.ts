@@ -177,7 +177,8 @@ function sendJson(response: ServerResponse, value: unknown, status = 200): void 
 }
 
 function sendNothing(response: ServerResponse): void {
-  response.writeHead(204).end();
+  // Not 204: after one, workerd half-closes the connection to a container's port in its next request, which then fails.
+  sendJson(response, {});
 }
 
 /** Sends a stream, and breaks the answer off where the stream is not as long as was said. */

@@ -171,14 +171,14 @@ export class AgentClient {
 
   async #answer(id: string, urls: Urls): Promise<void> {
     const response = await this.#post(agentRoutes.operationUrls(id), urls);
-    await response.body?.cancel();
+    await response.text();
   }
 
   async #give(id: string, archive: ReadableStream<Uint8Array>, size: number, signal: AbortSignal): Promise<void> {
     const answer = await withLength(archive, size, (body) =>
       this.#request(agentRoutes.operationArchive(id), { method: "PUT", body, signal }),
     );
-    await answer.body?.cancel();
+    await answer.text();
   }
 
   /** Makes sure that nothing of an operation runs any more. */
@@ -188,7 +188,7 @@ export class AgentClient {
         method: "DELETE",
         signal: AbortSignal.timeout(STOP_TIMEOUT),
       });
-      await response.body?.cancel();
+      await response.text();
     } catch {
       // The sandbox has stopped, and its operation with it; or its agent hangs, and the URLs that it has expire.
     }

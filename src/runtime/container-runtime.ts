@@ -41,7 +41,7 @@ export class ContainerRuntime implements Runtime {
     } catch (error) {
       if (init.signal?.aborted) throw init.signal.reason;
       throw new SandboxUnavailableError(
-        "The container cannot be reached: it stopped during the call",
+        `The connection to the container broke off: it stopped during the call (${error})`,
         {},
         { cause: error },
       );
@@ -76,7 +76,7 @@ export class ContainerRuntime implements Runtime {
   async #probe(): Promise<unknown> {
     try {
       const response = await this.fetch(agentRoutes.health, { signal: AbortSignal.timeout(LONGEST_PAUSE * 5) });
-      await response.body?.cancel();
+      await response.text();
       return response.ok ? undefined : new Error(`HTTP ${response.status}`);
     } catch (error) {
       return error;
