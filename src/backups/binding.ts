@@ -1,5 +1,6 @@
 import { type ArchiveResult, LARGEST_PUT } from "../protocol.js";
 import type { AgentOperation } from "../runtime/agent-client.js";
+import { withLength } from "../streams.js";
 import { archiveKey, type StoredArchive } from "./bucket.js";
 import type { TransferHandler, Transport, Upload } from "./transport.js";
 import type { UnfinishedBackup } from "./unfinished.js";
@@ -47,12 +48,10 @@ class BindingUpload implements Upload {
         `an archive of ${size} bytes does not go through the binding, whose limit is ${LARGEST_PUT}; use the production path`,
       );
     }
-    const archive = await operation.takeArchive();
-    const { readable, writable } = new FixedLengthStream(size);
-    const stored = this.bucket.put(this.key, readable);
-    // Both have to have ended, so that nothing is stored after a failure was dealt with.
-    await Promise.allSettled([stored, archive.pipeTo(writable)]);
-    this.#etag = (await stored)?.etag;
+    const stored = await withLength(await operation.takeArchive(), size, (archive) =>
+      this.bucket.put(this.key, archive),
+    );
+    this.#etag = stored?.etag;
   }
 
   async complete(_archive: ArchiveResult): Promise<string> {

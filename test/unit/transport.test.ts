@@ -240,6 +240,18 @@ describe("the binding's transport, with the bucket of the runtime", () => {
     expect(await env.BACKUP_BUCKET.head(archiveKey(id))).toBeNull();
   });
 
+  test("does not wait for an archive that the bucket does not take", async () => {
+    const refusing = new Proxy(env.BACKUP_BUCKET, {
+      get: () => async () => {
+        throw new Error("put: internal error");
+      },
+    });
+    const endless = new ReadableStream<Uint8Array>({ pull: (controller) => controller.enqueue(bytes("x")) });
+    const upload = new BindingTransport(refusing).upload(newId());
+
+    await expect(upload.move(operation(endless), 1_000_000)).rejects.toThrow("put: internal error");
+  });
+
   test("refuses an archive that one PUT cannot hold, before it takes any of it", async () => {
     const upload = transport.upload(newId());
 
