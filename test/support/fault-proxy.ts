@@ -40,25 +40,38 @@ export interface SeenRequest {
 const CONTROL = "/__control";
 const ANOTHER = "/__another";
 
+type Announce = (port: number) => Promise<void>;
+
 export class FaultProxy {
   #faults: (Fault & { seen: number; done: number })[] = [];
   #requests: SeenRequest[] = [];
   readonly #others: FaultProxy[] = [];
   readonly #server: Server;
 
-  private constructor(private readonly upstream: URL) {
+  private constructor(
+    private readonly upstream: URL,
+    private readonly announce: Announce,
+  ) {
     this.#server = createServer((incoming, response) => void this.#handle(incoming, response));
   }
 
-  /** @param upstream origin of the S3 endpoint */
-  static async start(upstream: string): Promise<FaultProxy> {
-    const proxy = new FaultProxy(new URL(upstream));
+  /**
+   * @param upstream origin of the S3 endpoint
+   * @param announce is told the port, also of each proxy that this one starts
+   */
+  static async start(upstream: string, announce: Announce = async () => {}): Promise<FaultProxy> {
+    const proxy = new FaultProxy(new URL(upstream), announce);
     await new Promise<void>((resolve) => proxy.#server.listen(0, "127.0.0.1", resolve));
+    await announce(proxy.#port);
     return proxy;
   }
 
   get origin(): string {
-    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    return `http://127.0.0.1:${this.#port}`;
+  }
+
+  get #port(): number {
+    return (this.#server.address() as AddressInfo).port;
   }
 
   stop(): void {
@@ -129,7 +142,7 @@ export class FaultProxy {
 
   /** Another proxy before the same endpoint, with faults of its own. */
   async #startAnother(response: ServerResponse): Promise<void> {
-    const other = await FaultProxy.start(this.upstream.origin);
+    const other = await FaultProxy.start(this.upstream.origin, this.announce);
     this.#others.push(other);
     response.writeHead(200, { "content-type": "application/json" });
     response.end(JSON.stringify(other.origin));

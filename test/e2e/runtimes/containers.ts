@@ -40,11 +40,11 @@ export async function startContainers(config: string, { fuse }: { fuse: boolean 
     cleanUp.add(() => engine.close());
     const port = await freePort();
     const url = `http://127.0.0.1:${port}`;
-    const faults = fuse ? await FaultProxy.start(url) : undefined;
-    cleanUp.add(() => faults?.stop());
     const hostPorts = await HostPorts.open(join(directory, "host"));
     cleanUp.add(() => hostPorts.close());
     if (fuse) await hostPorts.share(port);
+    const faults = fuse ? await FaultProxy.start(url, (port) => hostPorts.share(port)) : undefined;
+    cleanUp.add(() => faults?.stop());
     const logFile = join(directory, "log");
     const useStandIn = fuse || !engine.hasRegistry;
     const api = await EngineApi.start({
