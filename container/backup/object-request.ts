@@ -33,8 +33,8 @@ export const DEFAULT_REQUEST_LIMITS: RequestLimits = {
 export interface UrlSource {
   /** A presigned URL for a part, or for the whole object. */
   get(part: number): Promise<string>;
-  /** Another one, because the last was refused; it may have expired. */
-  renew(part: number): Promise<string>;
+  /** Another one than `refused`, which may have expired. Requests that share a part may ask at the same time. */
+  renew(part: number, refused: string): Promise<string>;
 }
 
 /** A request that was answered with anything but success. */
@@ -92,7 +92,7 @@ export class ObjectClient implements Disposable {
         if (!(error instanceof ObjectRequestError)) throw error;
         if (error.status === 403 && !renewed) {
           renewed = true;
-          url = await this.urls.renew(request.part);
+          url = await this.urls.renew(request.part, url);
           continue;
         }
         if (!error.isTransient || attempt >= this.limits.attempts) throw error;

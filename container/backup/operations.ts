@@ -270,7 +270,11 @@ class UrlRequests implements UrlSource {
     );
   }
 
-  renew(part: number): Promise<string> {
+  async renew(part: number, refused: string): Promise<string> {
+    const known = this.#answers.get(part);
+    // The ranges of a download share one URL: the first that is refused asks for another, the others wait for that.
+    if (known !== undefined && (await known.promise) !== refused) return known.promise;
+    if (this.#answers.get(part) !== known) return this.renew(part, refused);
     return this.#request([part], part);
   }
 

@@ -168,6 +168,21 @@ describe.skipIf(system.faults === undefined).concurrent("a download", () => {
     },
   );
 
+  test("of many ranges, whose one URL is refused for all of them, fails when the next is refused too", async () => {
+    const { sandbox, faults } = await newFaultySandbox();
+    await sandbox.exec("mkdir dir && head -c 20000000 /dev/urandom > dir/random");
+    const backup = await sandbox.createBackup({ dir });
+    const before = await sandbox.manifest(dir);
+    await faults.set([{ method: "GET", status: 403, code: "AccessDenied" }]);
+
+    const error = await refuse(sandbox, backup);
+
+    expect(error.message).toContain("HTTP 403 AccessDenied");
+    await faults.set([{ method: "GET", status: 403, code: "AccessDenied", times: 3 }]);
+    await sandbox.restoreBackup(backup);
+    expect(await sandbox.manifest(dir)).toBe(before);
+  });
+
   test("overcomes an expired URL, server errors, a reset and half an answer", async () => {
     const { sandbox, faults } = await newFaultySandbox();
     const backup = await backUp(sandbox);
