@@ -38,6 +38,12 @@ export class Worker {
     await this.fetch(`/object?key=${encodeURIComponent(key)}`, { method: "DELETE" });
   }
 
+  /** The Worker's own keys and tokens. */
+  async secrets(): Promise<string[]> {
+    const secrets = (await (await this.fetch("/secrets")).json()) as (string | null)[];
+    return secrets.filter((secret) => secret !== null);
+  }
+
   async call(call: Call): Promise<Outcome> {
     return (await this.fetch("/call", { method: "POST", body: JSON.stringify(call) })).json() as Promise<Outcome>;
   }

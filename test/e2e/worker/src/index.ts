@@ -13,6 +13,9 @@ interface Env {
   BACKUP_BUCKET_ENDPOINT?: string;
   /** A proxy before the S3 endpoint, which fails as a test tells it to. */
   FAULTY_ENDPOINT?: string;
+  R2_ACCESS_KEY_ID?: string;
+  R2_SECRET_ACCESS_KEY?: string;
+  SANDBOX_HOST_TOKEN?: string;
   E2E_TOKEN?: string;
 }
 
@@ -97,6 +100,9 @@ export default {
       case "DELETE /object":
         await env.BACKUP_BUCKET.delete(key);
         return new Response(null, { status: 204 });
+      case "GET /secrets":
+        // For the test that searches for them where they must not be.
+        return Response.json([env.R2_ACCESS_KEY_ID, env.R2_SECRET_ACCESS_KEY, env.SANDBOX_HOST_TOKEN]);
       default:
         return new Response("ok");
     }
