@@ -116,6 +116,11 @@ export class TestSandbox {
     return this.exec(`node ${await this.#script("manifest.mjs")} ${dir}`);
   }
 
+  /** A digest of that description, for a tree whose description is too long for one answer. */
+  async manifestDigest(dir: string): Promise<string> {
+    return this.exec(`node ${await this.#script("manifest.mjs")} ${dir} | sha256sum`);
+  }
+
   async #script(name: string): Promise<string> {
     const path = `/root/${name}`;
     await this.do("writeFile", [path, await readFile(new URL(name, import.meta.url), "utf8")]);
