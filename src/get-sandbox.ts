@@ -32,7 +32,18 @@ export type SandboxClient<T extends AnySandbox = Sandbox> = ClientMethods<T> &
  * callbacks may be given to every method.
  * @throws {ValidationError} when an option is wrong
  */
+export function getSandbox<T extends AnySandbox>(
+  namespace: DurableObjectNamespace<T>,
+  id: string,
+  options?: SandboxOptions,
+): SandboxClient<T>;
+/** The same for a namespace that does not say its class: that is `Sandbox`, or the one given as `getSandbox<MySandbox>(…)`. */
 export function getSandbox<T extends AnySandbox = Sandbox>(
+  namespace: DurableObjectNamespace,
+  id: string,
+  options?: SandboxOptions,
+): SandboxClient<T>;
+export function getSandbox<T extends AnySandbox>(
   namespace: DurableObjectNamespace<T> | DurableObjectNamespace,
   id: string,
   options: SandboxOptions = {},

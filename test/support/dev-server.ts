@@ -10,6 +10,10 @@ const CLI = new URL("../../dist/cli.js", import.meta.url).pathname;
 const START_TIMEOUT = 60_000;
 
 export interface DevServerOptions {
+  /** The command's program. @default that of this repository, as it was built last */
+  cli?: string;
+  /** @default this process's own */
+  cwd?: string;
   /** The Worker's configuration. */
   config: string;
   /** Gets the log and what wrangler stores. */
@@ -39,12 +43,16 @@ export async function startDevServer(options: DevServerOptions): Promise<DevServ
   const child = spawn(
     process.execPath,
     [
-      ...[CLI, "dev", "--config", options.config],
+      ...[options.cli ?? CLI, "dev", "--config", options.config],
       ...["--port", String(options.port), "--inspector-port", "0"],
       ...["--persist-to", join(options.directory, "state")],
       ...(options.args ?? []),
     ],
-    { stdio: ["ignore", log.fd, log.fd], env: { ...process.env, ...options.env } },
+    {
+      stdio: ["ignore", log.fd, log.fd],
+      env: { ...process.env, ...options.env },
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+    },
   );
   const ended = new Promise<void>((resolve) => {
     child.once("error", () => resolve());
