@@ -136,6 +136,8 @@ async function answer(routes: Route[], request: IncomingMessage, response: Serve
     const { handle, id } = findRoute(routes, request.method ?? "GET", url.pathname);
     await handle({ request, response, url, id });
   } catch (error) {
+    // Behind a body that nobody reads to its end, no further request would be seen.
+    if (!request.complete && !response.headersSent) response.setHeader("connection", "close");
     sendError(response, toSandboxError(error));
   }
 }

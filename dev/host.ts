@@ -164,6 +164,8 @@ async function passOn(
   const answerHeaders = Object.fromEntries(
     Object.entries(answer.headers).filter(([name]) => !NOT_PASSED_ON.includes(name)),
   );
+  // Behind a body that nobody reads to its end, no further request would be seen.
+  if (!request.complete) answerHeaders.connection = "close";
   response.writeHead(answer.statusCode ?? 502, answerHeaders);
   response.flushHeaders();
   await pipeline(answer, response);

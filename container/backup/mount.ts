@@ -20,6 +20,9 @@ import { removeTree } from "./scratch.js";
 /** A FUSE server that has not mounted by then is given up, in ms. */
 const MOUNT_TIMEOUT = 30_000;
 
+/** A FUSE server that does not take what was written by then hangs, in ms: there is no waiting for it. */
+const SYNC_TIMEOUT = 30_000;
+
 /** The programs that serve squashfs, best first: the low-level one is about twice as fast. */
 const SQUASHFUSE = ["squashfuse_ll", "squashfuse"];
 
@@ -148,13 +151,17 @@ export class Mounts {
     const detached: Mount[] = [];
     const reattach = async () => {
       for (const mount of detached.reverse()) {
-        const overlay = await startLayer(planLayers(mount.layers, mount.dir).overlay, NEVER);
-        this.#mounts.set(mount.dir, { ...mount, overlay, retired: [...mount.retired, mount.overlay] });
+        // What it hides may be in another mount that was put back: it is not to be reached by the old one any more.
+        await mount.hidden.close();
+        const layers = await startOver(mount.dir, planLayers(mount.layers, mount.dir).overlay, NEVER);
+        this.#mounts.set(mount.dir, { ...mount, ...layers, retired: [...mount.retired, mount.overlay] });
       }
     };
     for (const mount of [...this.#mounts.values()].reverse()) {
       if (!isMeant(mount.dir)) continue;
       mount.overlay.stopping = true;
+      // What the kernel still holds of written files and their times has to be in the upper layer when it is put back.
+      await runTool("sync", ["-f", "--", mount.dir], { timeout: SYNC_TIMEOUT }).catch(() => {});
       try {
         await unmount(mount.overlay);
       } catch (error) {

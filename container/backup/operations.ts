@@ -133,6 +133,7 @@ export class BackupOperations {
     await using scratch = await Scratch.create(request.operationId);
     const file = scratch.file("archive.sqsh");
 
+    await emit({ type: "progress", phase: "archive", bytesDone: 0, bytesExpected: null });
     await this.#mounts.countLinks(dir, signal);
     const excludeFile = scratch.file("exclude");
     const excludes = await writeExcludeFile(excludeFile, {
@@ -378,7 +379,7 @@ async function verify(
   }
   if (sha256 === null) return;
   await emit({ type: "progress", phase: "verify", bytesDone: 0, bytesExpected: size });
-  if ((await digest(file, signal)) !== sha256) {
+  if ((await digest(file, signal, reporter(emit, "verify", size))) !== sha256) {
     throw new BackupRestoreError("The archive is damaged: its SHA-256 is not the one recorded when it was made", {
       dir,
       backupId,
@@ -386,9 +387,11 @@ async function verify(
   }
 }
 
-async function digest(file: string, signal: AbortSignal): Promise<string> {
+async function digest(file: string, signal: AbortSignal, onProgress = (_bytesDone: number) => {}): Promise<string> {
   const hash = createHash("sha256");
-  await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), hash, { signal });
+  const stream = createReadStream(file, { highWaterMark: 1 << 20 });
+  countBytes(stream, onProgress);
+  await pipeline(stream, hash, { signal });
   return hash.digest("hex");
 }
 

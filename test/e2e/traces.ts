@@ -23,6 +23,7 @@ export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {
     const [kind, value] = [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)];
     traces[kind as keyof Traces].push(value);
   }
+  for (const values of Object.values(traces)) values.sort();
   return traces;
 }
 
@@ -30,7 +31,7 @@ export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {
 export async function expectMounted(sandbox: TestSandbox, ...directories: string[]): Promise<void> {
   const { mounts, processes, stored } = await tracesOf(sandbox);
   const lowers = stored.map((directory) => `${directory}/lower`);
-  expect([...mounts].sort()).toEqual([...directories, ...lowers].sort());
+  expect(mounts).toEqual([...directories, ...lowers].sort());
   expect(stored).toHaveLength(directories.length);
   expect(processes).toHaveLength(directories.length * 2);
 }
