@@ -4,34 +4,29 @@ import type { Runtime } from "./runtime.js";
 
 /** How long a container may take until its agent answers, in ms: the first start on a machine pulls the image. */
 const START_TIMEOUT = 60_000;
+/** How often a container is started that stops before it answers: the platform may have none to give for a moment. */
+const START_ATTEMPTS = 3;
 const FIRST_PAUSE = 25;
 const LONGEST_PAUSE = 1_000;
 
 /** The container that the platform gives to the Durable Object: on Cloudflare, and under `wrangler dev` with an engine. */
 export class ContainerRuntime implements Runtime {
-  /** Set while the container that runs is known to answer, or is being waited for. */
-  #ready: Promise<void> | undefined;
+  /** Set while the container is started or waited for. */
+  #starting: Promise<void> | undefined;
+  /** How the last container ended. */
+  #end = "";
 
   constructor(private readonly container: Container) {}
 
-  async start({ env, enableInternet, sleepAfter }: StartRequest): Promise<void> {
-    if (!this.container.running) {
-      this.container.start({ env, enableInternet });
-      this.#ready = undefined;
-      // The end of the container is met by the next call, or breaks the one that runs.
-      const forget = () => {
-        this.#ready = undefined;
-      };
-      this.container.monitor().then(forget, forget);
+  async start(request: StartRequest): Promise<void> {
+    // Asked each time: the platform may take a moment to notice that the container has ended.
+    if ((await this.#probe()) !== undefined) {
+      this.#starting ??= this.#bringUp(request).finally(() => {
+        this.#starting = undefined;
+      });
+      await this.#starting;
     }
-    this.#ready ??= this.#waitUntilReady();
-    try {
-      await this.#ready;
-    } catch (error) {
-      this.#ready = undefined;
-      throw error;
-    }
-    await this.container.setInactivityTimeout(sleepAfter);
+    await this.container.setInactivityTimeout(request.sleepAfter);
   }
 
   async fetch(path: string, init: RequestInit = {}): Promise<Response> {
@@ -49,26 +44,43 @@ export class ContainerRuntime implements Runtime {
   }
 
   async stop(): Promise<void> {
-    this.#ready = undefined;
     if (this.container.running) await this.container.destroy();
   }
 
-  async #waitUntilReady(): Promise<void> {
+  async #bringUp(request: StartRequest): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      if (!this.container.running) this.#launch(request);
+      const failure = await this.#waitUntilReady();
+      if (failure === undefined) return;
+      if (attempt < START_ATTEMPTS && !this.container.running) continue;
+      const why = this.container.running
+        ? `did not answer on port ${AGENT_PORT} within ${START_TIMEOUT / 1000} s`
+        : `stopped${this.#end}`;
+      throw new SandboxUnavailableError(
+        `The container was started but ${why}. Does its image run the agent?`,
+        {},
+        { cause: failure },
+      );
+    }
+  }
+
+  #launch({ env, enableInternet }: StartRequest): void {
+    this.container.start({ env, enableInternet });
+    // Otherwise its end is met by the next call, or breaks the one that runs.
+    this.#end = "";
+    this.container.monitor().catch((error: unknown) => {
+      this.#end = ` (${error})`;
+    });
+  }
+
+  /** @returns why the agent does not answer, when it has stopped or taken too long; undefined when it answers */
+  async #waitUntilReady(): Promise<unknown> {
     const deadline = Date.now() + START_TIMEOUT;
     for (let pause = FIRST_PAUSE; ; pause = Math.min(pause * 2, LONGEST_PAUSE)) {
       const failure = await this.#probe();
-      if (failure === undefined) return;
-      if (Date.now() > deadline || !this.container.running) {
-        const why = this.container.running
-          ? `did not answer on port ${AGENT_PORT} within ${START_TIMEOUT / 1000} s`
-          : "stopped";
-        throw new SandboxUnavailableError(
-          `The container was started but ${why}. Does its image run the agent?`,
-          {},
-          { cause: failure },
-        );
-      }
+      if (failure === undefined) return undefined;
       await new Promise((resolve) => setTimeout(resolve, pause));
+      if (Date.now() > deadline || !this.container.running) return failure;
     }
   }
 
