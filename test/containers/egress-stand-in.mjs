@@ -1,7 +1,8 @@
 // Takes the place of the side-car that workerd starts beside each container, in the container's network: it lets workerd in,
-// and the container out to those ports of the host's loopback that the directory /host has a socket for.
+// and the container out to those ports of the host's loopback that the directory /host has a socket for. When it listens, it
+// makes the file /ready/<its first argument>.
 // Plain JavaScript, because it runs on the image's own Node.
-import { readdirSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
 import { connect, createServer } from "node:net";
 
@@ -24,11 +25,12 @@ ingress.on("connect", (request, client, head) => {
   target.once("error", () => client.end("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"));
   client.on("error", () => target.destroy());
 });
-ingress.listen(INGRESS_PORT, "0.0.0.0");
 
 for (const name of readdirSync("/host")) {
   createServer((client) => join(client, connect(`/host/${name}`))).listen(Number(name), "127.0.0.1");
 }
+
+ingress.listen(INGRESS_PORT, "0.0.0.0", () => writeFileSync(`/ready/${process.argv[2]}`, ""));
 
 function join(one, other) {
   one.pipe(other);

@@ -26,7 +26,9 @@ export interface EngineApiOptions {
   engine: string;
   /** Where this one listens: the path of a socket. */
   socket: string;
-  adapt: (spec: ContainerSpec) => ContainerSpec | Promise<ContainerSpec>;
+  adapt: (spec: ContainerSpec, name: string) => ContainerSpec | Promise<ContainerSpec>;
+  /** Told after a container has started; whoever started it hears of that when this resolves. */
+  started: (name: string) => Promise<void>;
   /** An image that is never pulled, because `adapt` puts another in its place. */
   standIn: string;
 }
@@ -60,10 +62,19 @@ export class EngineApi {
     }
     try {
       if (call === "POST /containers/create") {
-        const spec = JSON.stringify(await this.options.adapt(JSON.parse(await text(incoming))));
-        this.#forward(incoming, response, Buffer.byteLength(spec)).end(spec);
+        const spec = JSON.stringify(
+          await this.options.adapt(JSON.parse(await text(incoming)), url.searchParams.get("name") ?? ""),
+        );
+        this.#forward(incoming, response, { newLength: Buffer.byteLength(spec) }).end(spec);
       } else {
-        incoming.pipe(this.#forward(incoming, response));
+        const started = /^POST \/containers\/([^/]+)\/start$/.exec(call)?.[1];
+        incoming.pipe(
+          this.#forward(
+            incoming,
+            response,
+            started === undefined ? {} : { before: () => this.options.started(started) },
+          ),
+        );
       }
     } catch (error) {
       response.writeHead(500, { "content-type": "application/json" });
@@ -77,9 +88,14 @@ export class EngineApi {
     return name === this.options.standIn || name.endsWith(`/${this.options.standIn}`);
   }
 
-  #forward(incoming: IncomingMessage, response: ServerResponse, newLength?: number) {
+  #forward(
+    incoming: IncomingMessage,
+    response: ServerResponse,
+    { newLength, before }: { newLength?: number; before?: (() => Promise<void>) | undefined },
+  ) {
     const outgoing = this.#request(incoming, newLength);
-    outgoing.on("response", (answer) => {
+    outgoing.on("response", async (answer) => {
+      await before?.();
       response.writeHead(answer.statusCode ?? 502, answer.headers);
       answer.pipe(response);
     });

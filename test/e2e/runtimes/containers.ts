@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -10,6 +10,7 @@ import { newS3Credentials } from "../../../dev/wrangler-config.js";
 import { Engine } from "../../containers/engine.js";
 import { type ContainerSpec, EngineApi } from "../../containers/engine-api.js";
 import { HostPorts } from "../../containers/host-ports.js";
+import { exists } from "../../containers/run.js";
 import { freePort } from "../../support/dev-server.js";
 import { FaultProxy } from "../../support/fault-proxy.js";
 import type { System } from "../system.js";
@@ -40,6 +41,7 @@ export async function startContainers(config: string, { fuse }: { fuse: boolean 
     cleanUp.add(() => engine.close());
     const port = await freePort();
     const url = `http://127.0.0.1:${port}`;
+    await mkdir(join(directory, "ready"));
     const hostPorts = await HostPorts.open(join(directory, "host"));
     cleanUp.add(() => hostPorts.close());
     if (fuse) await hostPorts.share(port);
@@ -51,10 +53,17 @@ export async function startContainers(config: string, { fuse }: { fuse: boolean 
       engine: engine.socket,
       socket: join(directory, "docker.sock"),
       standIn: STAND_IN,
-      adapt: async (spec) => {
+      adapt: async (spec, name) => {
         const marked = { ...spec, Labels: { ...spec.Labels, [LABEL]: url } };
-        if (spec.Image === STAND_IN) return standIn(marked, (await builtImages(logFile))[0], hostPorts.directory);
+        if (spec.Image === STAND_IN) {
+          await rm(join(directory, "ready", name), { force: true });
+          return standIn(marked, (await builtImages(logFile))[0], name, directory);
+        }
         return fuse ? allowFuse(marked) : marked;
+      },
+      // docker accepts connections for a side-car that does not listen yet, and breaks them off; workerd then gives up.
+      started: async (name) => {
+        if (useStandIn && name.endsWith("-proxy")) await appears(join(directory, "ready", name));
       },
     });
     cleanUp.add(() => api.stop());
@@ -113,17 +122,22 @@ function allowFuse(spec: ContainerSpec): ContainerSpec {
 }
 
 /** The side-car as a script on the sandbox's own image, which has Node. */
-function standIn(spec: ContainerSpec, image: string | undefined, hostPorts: string): ContainerSpec {
+function standIn(spec: ContainerSpec, image: string | undefined, name: string, directory: string): ContainerSpec {
   return {
     ...spec,
     Image: image ?? STAND_IN,
-    Entrypoint: ["node", "/egress-stand-in.mjs"],
+    Entrypoint: ["node", "/egress-stand-in.mjs", name],
     Healthcheck: { Test: ["NONE"] },
     HostConfig: {
       ...spec.HostConfig,
-      Binds: [`${STAND_IN_SCRIPT}:/egress-stand-in.mjs:ro`, `${hostPorts}:/host`],
+      Binds: [`${STAND_IN_SCRIPT}:/egress-stand-in.mjs:ro`, `${directory}/host:/host`, `${directory}/ready:/ready`],
     },
   };
+}
+
+async function appears(path: string): Promise<void> {
+  const deadline = Date.now() + 30_000;
+  while (!(await exists(path)) && Date.now() < deadline) await delay(20);
 }
 
 /** The images that wrangler has built, by its own words. */
