@@ -71,7 +71,9 @@ async function demo(): Promise<void> {
 
   report.step("Let a risky command wreck the workspace");
   for (const command of RISKY) report.doing(command);
-  await wreck(alice, original);
+  await wreck(alice);
+  const wrecked = difference(original, await describe(alice)).length;
+  report.done(`${formatCount(wrecked, "entry", "entries")} deleted, changed or new`);
 
   report.step("Roll back, from the handle in KV");
   const rollback = await report.during("rollback", (onProgress) => alice.rollback("before-risk", onProgress));
@@ -85,7 +87,8 @@ async function demo(): Promise<void> {
   await alice.exec(
     "echo 'a second thought' >> README.md && rm LICENSE && mv src source && mkdir drafts && date > drafts/today",
   );
-  await checkDiffers(alice, original, "a file changed, one deleted, a directory renamed and one added");
+  const changes = (await alice.exec("git --no-optional-locks status --short")).trim().split("\n").length;
+  report.check(`git sees ${formatCount(changes, "change")}, in files, names and a directory`, changes > 10, "");
   const discard = await report.during("restore", (onProgress) => alice.rollback("before-risk", onProgress));
   report.done("restored again", discard.duration);
   await checkSame(alice, original);
@@ -105,14 +108,13 @@ async function demo(): Promise<void> {
   await checkRefused("a deleted backup, whose handle bob still has,", "BACKUP_NOT_FOUND", () =>
     bob.rollback("before-risk"),
   );
-  await checkSame(alice, original);
 
   report.step("Checkpoint and rollback again, by localBucket: through the R2 binding, without FUSE");
   const local = await report.during("checkpoint", (onProgress) =>
     alice.checkpoint("local", { localBucket: true }, onProgress),
   );
   report.done(`checkpoint local: an archive of ${local.result.size}`, local.duration);
-  await wreck(alice, original);
+  await wreck(alice);
   const localRollback = await report.during("rollback", (onProgress) => alice.rollback("local", onProgress));
   report.done("rolled back", localRollback.duration);
   await checkSame(alice, original);
@@ -227,12 +229,6 @@ async function checkSame(workspace: Workspace, original: Description): Promise<v
   );
 }
 
-async function checkDiffers(workspace: Workspace, original: Description, what: string): Promise<void> {
-  const now = await describe(workspace);
-  const count = difference(original, now).length;
-  report.check(`${what}: ${formatCount(count, "entry", "entries")} gone, changed or new`, count > 0, "");
-}
-
 /** Names of entries that are not the same in both. */
 function difference(before: Description, after: Description): string[] {
   const [old, now] = [new Set(before.lines), new Set(after.lines)];
@@ -240,9 +236,10 @@ function difference(before: Description, after: Description): string[] {
   return [...new Set(lines.map((line) => /"name":"((?:[^"\\]|\\.)*)"/.exec(line)?.[1] ?? line))];
 }
 
-async function wreck(workspace: Workspace, original: Description): Promise<void> {
+async function wreck(workspace: Workspace): Promise<void> {
   await workspace.exec(RISKY.join(" && "));
-  await checkDiffers(workspace, original, "the command wrecks the workspace");
+  const left = (await workspace.exec("ls -A")).split("\n");
+  report.check("the workspace is wrecked: .git and src are gone", !left.includes(".git") && !left.includes("src"), "");
 }
 
 /** What was brought back works, and does not only look the same. */
