@@ -65,11 +65,8 @@ describe.each([
 
     await sandbox.exec("cmp before/sparse dir/sparse");
     expect(await sandbox.exec("stat -c %s dir/sparse")).toBe(`${2 ** 30}\n`);
+    // A mounted file takes no space of its own, and du does not tell.
     if (localBucket) expect(Number((await sandbox.exec("du -k dir/sparse")).split("\t")[0])).toBeLessThan(1024);
-    // A mounted file takes no space of its own; a backup of it stays as small.
-    const again = await sandbox.createBackup({ dir: "/workspace/dir", localBucket: true });
-    await sandbox.restoreBackup({ ...again, dir: "/workspace/again" });
-    expect(Number((await sandbox.exec("du -k again/sparse")).split("\t")[0])).toBeLessThan(1024);
   });
 
   test("pipes and sockets do not hinder a backup", async () => {
