@@ -9,6 +9,5 @@ export default defineConfig({
     include: ["*.test.ts"],
     testTimeout: 60_000,
     hookTimeout: 90_000,
-    maxWorkers: 2,
   },
 });
