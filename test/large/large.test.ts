@@ -36,7 +36,13 @@ describe.each([
     `an archive of 1 GiB makes neither workerd nor the agent grow by ${MOST_GROWTH} MiB`,
     async () => {
       const ancestor = system.pid ?? 0;
-      await sandbox.exec("mkdir dir && head -c 1073741824 /dev/urandom > dir/random");
+      // An engine that has just started grows by what its garbage collector lets lie, whatever the size of an archive;
+      // here that is mostly wrangler's local stand-in for R2, in the same process. A smaller archive gets it there.
+      await sandbox.exec("mkdir dir && head -c 134217728 /dev/urandom > dir/random");
+      const startingUp = await growthDuring(ancestor, async () => {
+        await sandbox.restoreBackup(await sandbox.createBackup({ dir, localBucket }));
+      });
+      await sandbox.exec("head -c 1073741824 /dev/urandom > dir/random");
       const before = await sandbox.manifestDigest(dir);
       let id = "";
 
@@ -48,7 +54,7 @@ describe.each([
         sandbox.restoreBackup({ id, dir, ...(localBucket && { localBucket }) }),
       );
 
-      console.log("growth in MiB:", { localBucket, creating, restoring });
+      console.log("growth in MiB:", { localBucket, startingUp, creating, restoring });
       expect(await sandbox.manifestDigest(dir)).toBe(before);
       for (const growth of [creating, restoring]) {
         expect(growth.workerd).toBeLessThan(MOST_GROWTH);
