@@ -1,15 +1,34 @@
 import { randomUUID } from "node:crypto";
-import { inject } from "vitest";
-import { Worker } from "../support/client.js";
+import { afterAll, beforeEach, inject } from "vitest";
+import { type TestSandbox, Worker } from "../support/client.js";
 import { FaultControl } from "../support/fault-proxy.js";
 
 /** What the tests of the suite share. */
 export const system = inject("system");
 export const worker = new Worker(system);
 
+const made: TestSandbox[] = [];
+
 /** A sandbox that no other test uses. */
 export function newSandbox() {
-  return worker.sandbox(`test-${randomUUID()}`);
+  return keep(worker.sandbox(`test-${randomUUID()}`));
+}
+
+function keep(sandbox: TestSandbox): TestSandbox {
+  made.push(sandbox);
+  return sandbox;
+}
+
+/** Each may be a container with its side-car, for as long as it sleeps after. */
+afterAll(async () => {
+  await Promise.all(made.map((sandbox) => sandbox.call("destroy", [])));
+}, 120_000);
+
+/** In a suite of tests of one path of the archive: skips them where the runtime lacks it. */
+export function needsPath(localBucket: boolean): void {
+  beforeEach(({ skip }) => {
+    skip(!localBucket && !system.hasProduction, "this runtime lacks the production path: presigned URLs and FUSE");
+  });
 }
 
 /**
@@ -20,6 +39,6 @@ export async function newFaultySandbox(stallTimeout = 30_000) {
   const faults = await new FaultControl(system.faults ?? "").another();
   const { port } = new URL(faults.origin);
   // The Worker reads both from the name.
-  const sandbox = worker.sandbox(`faulty-${port}-${stallTimeout}-${randomUUID()}`, { faulty: true });
+  const sandbox = keep(worker.sandbox(`faulty-${port}-${stallTimeout}-${randomUUID()}`, { faulty: true }));
   return { sandbox, faults };
 }

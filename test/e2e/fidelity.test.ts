@@ -1,11 +1,13 @@
 import { randomInt } from "node:crypto";
 import { describe, expect, test } from "vitest";
-import { newSandbox } from "./context.js";
+import { needsPath, newSandbox } from "./context.js";
 
 describe.each([
   { path: "production", localBucket: false },
   { path: "localBucket", localBucket: true },
 ])("by the $path path", ({ localBucket }) => {
+  needsPath(localBucket);
+
   test("every kind of file, name, owner, mode, time and attribute comes back", async () => {
     const sandbox = newSandbox();
     await sandbox.makeTree("special", "/workspace/tree");

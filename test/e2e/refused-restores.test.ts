@@ -4,7 +4,7 @@ import type { DirectoryBackup } from "../../src/backups/options.js";
 import type { CallError, TestSandbox } from "../support/client.js";
 import { eventually } from "../support/eventually.js";
 import type { Fault } from "../support/fault-proxy.js";
-import { newFaultySandbox, newSandbox, system, worker } from "./context.js";
+import { needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
 
 const dir = "/workspace/dir";
 const archiveKey = ({ id }: DirectoryBackup) => `backups/${id}/data.sqsh`;
@@ -55,6 +55,8 @@ describe.each([
   { path: "production", localBucket: false },
   { path: "localBucket", localBucket: true },
 ])("restoreBackup by the $path path refuses, and changes nothing:", ({ localBucket }) => {
+  needsPath(localBucket);
+
   const day = 86_400_000;
   test.each<{ what: string; damage: (backup: DirectoryBackup) => Promise<unknown>; error: Metadata; message: string }>([
     {

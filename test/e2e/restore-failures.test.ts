@@ -2,7 +2,7 @@ import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { beforeAll, describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
 import type { TestSandbox } from "../support/client.js";
-import { newSandbox, worker } from "./context.js";
+import { needsPath, newSandbox, worker } from "./context.js";
 import { tracesOf } from "./traces.js";
 
 /** Stores an archive as a backup that fits it; without `digest` as an older writer did, which recorded none. */
@@ -31,7 +31,7 @@ let archive: Buffer;
 beforeAll(async () => {
   const sandbox = newSandbox();
   await sandbox.exec("mkdir -p dir/sub && head -c 4M /dev/urandom > dir/random && seq 100000 > dir/numbers");
-  const { id } = await sandbox.createBackup({ dir: "/workspace/dir" });
+  const { id } = await sandbox.createBackup({ dir: "/workspace/dir", localBucket: true });
   archive = await worker.getObject(`backups/${id}/data.sqsh`);
 });
 
@@ -41,6 +41,8 @@ describe.each([
   { path: "localBucket", localBucket: true, isMounted: false, over: "a plain directory" },
   { path: "localBucket", localBucket: true, isMounted: true, over: "a mounted and edited directory" },
 ])("by the $path path over $over", ({ localBucket, isMounted }) => {
+  needsPath(localBucket);
+
   async function prepare(sandbox = newSandbox()): Promise<TestSandbox> {
     await sandbox.makeTree("random", "/workspace/dir", 7);
     await sandbox.exec("mkdir dir/inner && echo first > dir/version && touch -d @1000000000.123456789 dir");

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
 import type { TestSandbox } from "../support/client.js";
-import { newSandbox, worker } from "./context.js";
+import { needsPath, newSandbox, worker } from "./context.js";
 import { expectMounted } from "./traces.js";
 
 /** Makes a directory that holds `version`, and a backup of it. */
@@ -32,6 +32,8 @@ describe.each([
   { path: "production", localBucket: false },
   { path: "localBucket", localBucket: true },
 ])("by the $path path", ({ localBucket }) => {
+  needsPath(localBucket);
+
   /** What is to be mounted after restores to these directories. */
   const mounted = (...directories: string[]) => (localBucket ? [] : directories);
 

@@ -63,7 +63,8 @@ export async function startContainers(config: string, { fuse }: { fuse: boolean 
       },
       // docker accepts connections for a side-car that does not listen yet, and breaks them off; workerd then gives up.
       started: async (name) => {
-        if (useStandIn && name.endsWith("-proxy")) await appears(join(directory, "ready", name));
+        if (!name.endsWith("-proxy")) await followLog(engine, name, logFile);
+        else if (useStandIn) await appears(join(directory, "ready", name));
       },
     });
     cleanUp.add(() => api.stop());
@@ -135,6 +136,14 @@ function standIn(spec: ContainerSpec, image: string | undefined, name: string, d
   };
 }
 
+/** Adds what a container writes, until it ends, to the log of the system. */
+async function followLog(engine: Engine, container: string, logFile: string): Promise<void> {
+  const log = await open(logFile, "a");
+  const env = { ...process.env, ...engine.env };
+  spawn("docker", ["logs", "--follow", container], { stdio: ["ignore", log.fd, log.fd], env });
+  await log.close();
+}
+
 async function appears(path: string): Promise<void> {
   const deadline = Date.now() + 30_000;
   while (!(await exists(path)) && Date.now() < deadline) await delay(20);
@@ -190,7 +199,7 @@ interface WranglerOptions {
 }
 
 async function startWrangler({ path, vars, port, directory, logFile, env }: WranglerOptions): Promise<ChildProcess> {
-  const log = await open(logFile, "w");
+  const log = await open(logFile, "a");
   const cli = createRequire(import.meta.url).resolve("wrangler");
   const flags = [
     ...["--config", path, "--ip", "127.0.0.1", "--port", String(port), "--inspector-port", "0"],

@@ -41,6 +41,11 @@ export class FaultySandbox extends Sandbox<Env> {
     return [...this.#use.keys];
   }
 
+  /** Names its container: the engine's name for that ends with it. */
+  durableObjectId(): string {
+    return this.ctx.id.toString();
+  }
+
   /** From now on the binding stores no object whose key ends so. */
   failPuts(keyEnd: string): void {
     this.#use.failingPuts = keyEnd;
