@@ -130,7 +130,8 @@ const VARS_VARIABLE = "SANDBOX_BACKUP_DEV_VARS";
 
 /**
  * Runs in wrangler's process before wrangler. Gives it `--var` flags that no list of processes shows, which it prints as
- * hidden, and which leave alone how it finds the user's own variables. Ends wrangler when this process is killed.
+ * hidden, and which leave alone how it finds the user's own variables. Ends wrangler when this process is killed. Hides the
+ * presigned URLs that wrangler would print where a connection to its S3 endpoint breaks.
  */
 const PRELOAD = `
   const vars = process.env.${VARS_VARIABLE};
@@ -139,6 +140,11 @@ const PRELOAD = `
     for (const [name, value] of Object.entries(JSON.parse(vars))) process.argv.push("--var", name + ":" + value);
     process.once("disconnect", () => process.kill(process.pid, "SIGTERM"));
     process.channel.unref();
+  }
+  const redact = (text) => text.replace(/\\?[^\\s"']*X-Amz-[^\\s"']*/gi, "?(hidden)");
+  for (const stream of [process.stdout, process.stderr]) {
+    const write = stream.write.bind(stream);
+    stream.write = (chunk, ...rest) => write(typeof chunk === "string" ? redact(chunk) : chunk, ...rest);
   }`;
 
 /** Starts `wrangler dev` in this terminal, with variables for the Worker besides its own. */

@@ -142,9 +142,9 @@ test("kills a command's whole process group when its client goes away", async ()
   for await (const event of agent.exec({ command: "sleep 60 & echo $!; sleep 60" })) {
     if (event.type !== "stdout") continue;
     pid = Number(event.data);
+    expect(await isRunning(pid)).toBe(true);
     break;
   }
-  expect(await isRunning(pid)).toBe(true);
   await eventually(async () => !(await isRunning(pid)));
 });
 
