@@ -9,7 +9,8 @@ RUN apt-get update \
   && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
     ca-certificates fuse-overlayfs fuse3 git nodejs squashfs-tools squashfuse tini ${EXTRA_PACKAGES} \
   && apt-get clean \
-  && rm -rf /var/lib/apt/lists/*
+  && rm -rf /var/lib/apt/lists/* \
+  && mkdir -p /app
 
 COPY dist/agent.js /opt/sandbox-backup/agent.js
 
