@@ -76,6 +76,7 @@ export class Engine {
     });
     try {
       await engine.#waitUntilReady(daemon, join(directory, "log"));
+      await engine.#removeLeftovers();
       return engine;
     } catch (error) {
       await engine.close();
@@ -90,6 +91,14 @@ export class Engine {
         throw new Error(`dockerd did not start:\n${(await readFile(log, "utf8")).slice(-4_000)}`);
       await delay(100);
     }
+  }
+
+  /** What a run left that was killed: the engine's files are the tests' own. */
+  async #removeLeftovers(): Promise<void> {
+    const containers = await this.docker(["ps", "--all", "--quiet"]);
+    if (containers !== "") await this.docker(["rm", "--force", ...containers.split("\n")]);
+    const images = await this.docker(["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+    if (images !== "") await this.docker(["image", "rm", "--force", ...images.split("\n")]);
   }
 
   /** wrangler builds with BuildKit, which is a plugin of docker. */

@@ -53,7 +53,7 @@ async function expectNoSecrets(sandbox: TestSandbox): Promise<void> {
   expect(secretsIn(await commandLines())).toEqual([]);
 }
 
-describe.skipIf(system.logFile === undefined)("no secret, presigned URL or token is seen", () => {
+describe.skipIf(system.pid === undefined)("no secret, presigned URL or token is seen", () => {
   let sandbox: TestSandbox;
   let faults: FaultControl;
   const gitServer = createServer((request, response) => {
