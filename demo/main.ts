@@ -142,7 +142,7 @@ async function startSystem(directory: string) {
   const port = await freePort();
   const { result: dev, duration } = await report.during("sandbox-backup dev", () =>
     startDevServer({
-      config: join(ROOT, "examples/worker/wrangler.jsonc"),
+      config: join(ROOT, "wrangler.jsonc"),
       directory: join(directory, "dev"),
       port,
       args: ["--env-file", envFile],
