@@ -132,11 +132,6 @@ export class Mounts {
     }
   }
 
-  /** Takes down the restored directories below `dir`, the innermost first. */
-  detachUnder(dir: string): Promise<DetachedMounts> {
-    return this.#detach((mounted) => mounted !== dir && isAtOrUnder(mounted, dir));
-  }
-
   /** Takes down the restored directories at and below `dir`, the innermost first. */
   detachAtOrUnder(dir: string): Promise<DetachedMounts> {
     return this.#detach((mounted) => isAtOrUnder(mounted, dir));
