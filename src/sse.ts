@@ -1,5 +1,3 @@
-import type { ExecEventMessage } from "./protocol.js";
-
 /** Server-sent events (HTML Living Standard, section 9.2): the form in which `execStream` reports a running command. */
 
 /** One event of `execStream`; `timestamp` is ISO 8601, `duration` in milliseconds. */
@@ -8,8 +6,6 @@ export type ExecEvent =
   | { type: "stdout" | "stderr"; data: string; timestamp: string }
   | { type: "complete"; exitCode: number; duration: number; timestamp: string }
   | { type: "error"; error: string; code: string; timestamp: string };
-
-export type ReportedExecEvent = Exclude<ExecEventMessage, { type: "heartbeat" | "error" }>;
 
 const encoder = new TextEncoder();
 

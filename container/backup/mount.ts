@@ -133,16 +133,7 @@ export class Mounts {
   }
 
   /** Takes down the restored directories at and below `dir`, the innermost first. */
-  detachAtOrUnder(dir: string): Promise<DetachedMounts> {
-    return this.#detach((mounted) => isAtOrUnder(mounted, dir));
-  }
-
-  /** Takes down everything and removes it. */
-  async shutdown(): Promise<void> {
-    await (await this.detachAtOrUnder("/")).discard();
-  }
-
-  async #detach(isMeant: (dir: string) => boolean): Promise<DetachedMounts> {
+  async detachAtOrUnder(dir: string): Promise<DetachedMounts> {
     const detached: Mount[] = [];
     const reattach = async () => {
       for (const mount of detached.reverse()) {
@@ -153,9 +144,10 @@ export class Mounts {
       }
     };
     for (const mount of [...this.#mounts.values()].reverse()) {
-      if (!isMeant(mount.dir)) continue;
+      if (!isAtOrUnder(mount.dir, dir)) continue;
       mount.overlay.stopping = true;
-      // What the kernel still holds of written files and their times has to be in the upper layer when it is put back.
+      // What the kernel still holds of written files and their times has to be in the upper layer when it is put back. Best
+      // effort: a server that has died or hangs cannot take it.
       await runTool("sync", ["-f", "--", mount.dir], { timeout: SYNC_TIMEOUT }).catch(() => {});
       try {
         await unmount(mount.overlay);
@@ -167,6 +159,11 @@ export class Mounts {
       detached.push(mount);
     }
     return { reattach, discard: () => discardAll(detached) };
+  }
+
+  /** Takes down everything and removes it. */
+  async shutdown(): Promise<void> {
+    await (await this.detachAtOrUnder("/")).discard();
   }
 }
 
