@@ -26,6 +26,9 @@ const OWN_DIRECTORIES = [
 const NOT_MIRRORED = ["workspace", "home", "tmp", "var", "app", "root", "proc", "dev", "sys", "lost+found"];
 const NOT_MIRRORED_IN_VAR = ["tmp", "backups"];
 
+/** By these the kernel mounts archives. Where they do not exist, or all are taken, FUSE does. */
+const LOOP_DEVICES = ["/dev/loop-control", ...Array.from({ length: 32 }, (_, index) => `/dev/loop${index}`)];
+
 /** The longest path that a Unix socket can have, in bytes, without the NUL at its end. */
 const MAX_SOCKET_PATH = 107;
 
@@ -94,6 +97,7 @@ export function planSandbox(options: SandboxPlanOptions): SandboxPlan {
       ...["--ro-bind", options.agentPath, `${INSIDE}/agent.js`],
       ...["--bind", runDirectory, `${INSIDE}/run`],
       ...["--proc", "/proc", "--dev", "/dev", "--dev-bind", "/dev/fuse", "/dev/fuse", "--ro-bind", "/sys", "/sys"],
+      ...(options.isRoot ? LOOP_DEVICES.flatMap((path) => ["--dev-bind-try", path, path]) : []),
       ...["--unshare-pid", "--unshare-ipc", "--unshare-uts"],
       // Without a network it cannot reach the bucket's S3 endpoint either; `localBucket` still works.
       ...(options.enableInternet ? [] : ["--unshare-net"]),

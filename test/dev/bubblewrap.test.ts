@@ -26,8 +26,13 @@ test("the machine's system is shown read-only, its links as links", () => {
   );
 });
 
-test("nothing of the machine is shown writable but the sandbox's own directories and FUSE", () => {
-  expect(options(planSandbox(OPTIONS).args).filter((option) => /^--(dev-)?bind /.test(option))).toEqual([
+test("nothing of the machine is shown writable but the sandbox's own directories, FUSE and, to root, loop devices", () => {
+  const loop = (option: string) => /^--dev-bind-try (\/dev\/loop(?:-control|\d+)) \1$/.test(option);
+  expect(options(planSandbox(OPTIONS).args).filter(loop)).toHaveLength(33);
+  expect(options(planSandbox({ ...OPTIONS, isRoot: false }).args).filter(loop)).toEqual([]);
+  expect(
+    options(planSandbox(OPTIONS).args).filter((option) => /^--(dev-)?bind(-try)? /.test(option) && !loop(option)),
+  ).toEqual([
     "--bind /tmp/host/one/workspace /workspace",
     "--bind /tmp/host/one/home /home",
     "--bind /tmp/host/one/tmp /tmp",

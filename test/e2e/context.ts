@@ -9,9 +9,10 @@ export const worker = new Worker(system);
 
 const made: TestSandbox[] = [];
 
-/** A sandbox that no other test uses. */
-export function newSandbox() {
-  return keep(worker.sandbox(`test-${randomUUID()}`));
+/** A sandbox that no other test uses, with these variables for its agent. */
+export function newSandbox(agentEnv: Record<string, string> = {}) {
+  // The Worker reads them from the name.
+  return keep(worker.sandbox(`env-${Buffer.from(JSON.stringify(agentEnv)).toString("hex")}-${randomUUID()}`));
 }
 
 function keep(sandbox: TestSandbox): TestSandbox {

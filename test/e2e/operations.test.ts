@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { BackupProgress } from "../../src/backups/options.js";
 import { needsPath, newSandbox, system, worker } from "./context.js";
-import { tracesOf } from "./traces.js";
+import { NO_TRACES, tracesOf } from "./traces.js";
 
 const MAKE = "mkdir -p dir/sub && head -c 20M /dev/urandom > dir/random && echo a > dir/sub/a";
 
@@ -34,7 +34,7 @@ describe.each([
       const error = await sandbox.fail("createBackup", [{ dir: "/workspace/dir", localBucket }], options);
 
       expect(error).toMatchObject({ name: "Error", message: "aborted by the test" });
-      expect(await tracesOf(sandbox)).toEqual({ mounts: [], processes: [], stored: [] });
+      expect(await tracesOf(sandbox)).toEqual(NO_TRACES);
     }
     await sandbox.createBackup({ dir: "/workspace/dir", localBucket });
   });
@@ -50,7 +50,7 @@ describe.each([
 
       expect(error).toMatchObject({ name: "Error", message: "aborted by the test" });
       expect(await sandbox.manifest("/workspace/dir")).toBe(before);
-      expect(await tracesOf(sandbox)).toEqual({ mounts: [], processes: [], stored: [] });
+      expect(await tracesOf(sandbox)).toEqual(NO_TRACES);
     }
     await sandbox.restoreBackup(backup);
     expect(await sandbox.exec("cat dir/sub/a")).toBe("a\n");
@@ -86,7 +86,7 @@ describe.each([
     expect(outcomes[1]?.error?.message).toContain("/workspace/missing does not exist");
     expect(outcomes[3]?.error?.message).toBe("aborted by the test");
     expect(await watch).toBe("1\n");
-    expect(await tracesOf(sandbox)).toEqual({ mounts: [], processes: [], stored: [] });
+    expect(await tracesOf(sandbox)).toEqual(NO_TRACES);
   });
 
   test("a directory may be named by a link that stays within the allowed ones", async () => {
@@ -149,5 +149,5 @@ test.skipIf(!system.hasProduction).each([
     expect(error).toMatchObject({ code: "INVALID_BACKUP_CONFIG", message: expect.stringContaining("`dir`") });
   }
   expect(await sandbox.exec("ls")).toBe("dir\nlink\n");
-  expect(await tracesOf(sandbox)).toEqual({ mounts: [], processes: [], stored: [] });
+  expect(await tracesOf(sandbox)).toEqual(NO_TRACES);
 });

@@ -3,22 +3,29 @@ import type { TestSandbox } from "../support/client.js";
 
 /** What restores leave in a sandbox besides the files of the directory. */
 export interface Traces {
-  /** Mount points of FUSE. */
+  /** Mount points of archives and overlays. */
   mounts: string[];
+  /** Those of them that FUSE serves. */
+  served: string[];
   /** Names of the tools of backups that run. */
   processes: string[];
   /** Directories in the agent's store. */
   stored: string[];
 }
 
+export const NO_TRACES: Traces = { mounts: [], served: [], processes: [], stored: [] };
+
 const SCRIPT = `
-awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) ~ /^fuse/) print "mounts", $5 }' /proc/self/mountinfo
+awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $5 != "/") {
+  if ($(i + 1) ~ /^(fuse|overlay|squashfs)/) print "mounts", $5
+  if ($(i + 1) ~ /^fuse/) print "served", $5
+} }' /proc/self/mountinfo
 cat /proc/[0-9]*/comm 2>/dev/null | grep -E '^(squashfuse|fuse-overlayfs|mksquashfs|unsquashfs|git)' | sed 's/^/processes /'
 find /var/backups -mindepth 2 -maxdepth 2 -printf 'stored %p\\n'
 true`;
 
 export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {
-  const traces: Traces = { mounts: [], processes: [], stored: [] };
+  const traces: Traces = structuredClone(NO_TRACES);
   for (const line of (await sandbox.exec(SCRIPT)).split("\n").filter(Boolean)) {
     const [kind, value] = [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)];
     traces[kind as keyof Traces].push(value);
@@ -29,9 +36,9 @@ export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {
 
 /** Only these directories are mounted, each with its two layers, and nothing of an earlier restore is left. */
 export async function expectMounted(sandbox: TestSandbox, ...directories: string[]): Promise<void> {
-  const { mounts, processes, stored } = await tracesOf(sandbox);
+  const { mounts, served, processes, stored } = await tracesOf(sandbox);
   const lowers = stored.map((directory) => `${directory}/lower`);
   expect(mounts).toEqual([...directories, ...lowers].sort());
   expect(stored).toHaveLength(directories.length);
-  expect(processes).toHaveLength(directories.length * 2);
+  expect(processes).toHaveLength(served.length);
 }

@@ -17,6 +17,7 @@ export async function startDevelopmentHost(config: string): Promise<System> {
   };
   try {
     const args = ["--var", `FAULTY_ENDPOINT:${proxy.origin}/cdn-cgi/local/r2/s3`];
+    if (process.env.E2E_AGENT_ENV !== undefined) args.push("--var", `AGENT_ENV:${process.env.E2E_AGENT_ENV}`);
     const { pid, logFile, stop } = await startDevServer({ config, directory, port, args });
     return { url, hasProduction: true, faults: proxy.origin, logFile, pid, stop: () => stop().then(release) };
   } catch (error) {

@@ -1,4 +1,4 @@
-import { type BackupProgress, getSandbox, isSandboxError, Sandbox } from "sandbox-backup";
+import { type BackupProgress, Sandbox as BaseSandbox, getSandbox, isSandboxError } from "sandbox-backup";
 import type { Call, Outcome } from "../../../support/call.js";
 
 /**
@@ -17,13 +17,25 @@ interface Env {
   R2_SECRET_ACCESS_KEY?: string;
   SANDBOX_HOST_TOKEN?: string;
   E2E_TOKEN?: string;
+  /** Environment of every agent, as JSON. */
+  AGENT_ENV?: string;
+}
+
+/** More of its agent's environment can be in its name: `env-<JSON in hexadecimal>-…`. */
+export class Sandbox extends BaseSandbox<Env> {
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    const [, own = ""] = /^env-([0-9a-f]*)-/.exec(ctx.id.name ?? "") ?? [];
+    const json = new TextDecoder().decode(Uint8Array.from(own.match(/../g) ?? [], (byte) => Number.parseInt(byte, 16)));
+    this.envVars = { ...JSON.parse(env.AGENT_ENV ?? "{}"), ...JSON.parse(json || "{}") };
+  }
 }
 
 /**
  * Sends its archives by the faulty endpoint, and knows which objects of the bucket it has touched. The port of its proxy,
  * and how long it waits for an answer in ms, are in its name: `faulty-<port>-<stall timeout>-…`.
  */
-export class FaultySandbox extends Sandbox<Env> {
+export class FaultySandbox extends Sandbox {
   readonly #use: BucketUse;
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -32,7 +44,7 @@ export class FaultySandbox extends Sandbox<Env> {
     const [, port = "", stallTimeout = ""] = /^faulty-(\d+)-(\d+)-/.exec(ctx.id.name ?? "") ?? [];
     endpoint.port = port;
     super(ctx, { ...env, BACKUP_BUCKET: watched(env.BACKUP_BUCKET, use), BACKUP_BUCKET_ENDPOINT: endpoint.href });
-    this.envVars = { SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout };
+    this.envVars = { ...this.envVars, SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout };
     this.#use = use;
   }
 
@@ -79,8 +91,6 @@ function watched(bucket: R2Bucket, use: BucketUse): R2Bucket {
     },
   });
 }
-
-export { Sandbox };
 
 export default {
   async fetch(request, env): Promise<Response> {

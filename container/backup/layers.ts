@@ -1,0 +1,255 @@
+import { mkdir, mkdtemp, readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { InvalidBackupConfigError } from "../../src/errors.js";
+import { log } from "../log.js";
+import { keepEnd, type RunningProcess, runTool, startProcess, ToolError } from "../run.js";
+import { isMissing } from "./directory.js";
+
+/**
+ * The two layers of a restored directory: the archive, mounted read-only, and a writable one over it.
+ *
+ *     {layers}/archive.sqsh    the archive
+ *     {layers}/lower           its mount
+ *     {layers}/upper           what is written
+ *     {layers}/work-…          what the overlay keeps for itself
+ *     dir                      the overlay
+ */
+
+/**
+ * What serves the layers, best first: the kernel both, the kernel the overlay over squashfuse, or FUSE both. Which of them a
+ * container allows only trying tells.
+ */
+const STACKS = ["kernel", "kernel-overlay", "fuse"] as const;
+export type Stack = (typeof STACKS)[number];
+
+/** A FUSE server that has not mounted by then is given up, in ms. */
+const MOUNT_TIMEOUT = 30_000;
+
+/** The programs that serve squashfs, best first: the low-level one is about twice as fast. */
+const SQUASHFUSE = ["squashfuse_ll", "squashfuse"];
+
+/** A mounted layer. */
+export interface Layer {
+  readonly mountPoint: string;
+  /** Its line in mountinfo: others may mount something there too, or take this away. */
+  readonly entry: string;
+  /** Of FUSE; the kernel needs none. */
+  readonly server?: Server;
+}
+
+interface Server {
+  program: string;
+  process: RunningProcess;
+  /** Set when it is meant to end. */
+  stopping: boolean;
+}
+
+/** The archive's layer, and what the overlay over it is to be made by. */
+export interface ArchiveLayer {
+  stack: Stack;
+  layer: Layer;
+}
+
+/** Where an archive lies, and where it is mounted. */
+export const archivePath = (layers: string) => join(layers, "archive.sqsh");
+const lowerPath = (layers: string) => join(layers, "lower");
+const upperPath = (layers: string) => join(layers, "upper");
+
+/** Mounts archives by the best stack that works here. */
+export class Layers {
+  #candidates: readonly Stack[] | undefined;
+  /** Those that have made an overlay in this container. */
+  readonly #proven = new Set<Stack>();
+
+  /**
+   * Mounts the archive in `layers`, and makes the empty layer that is to go over it.
+   * @throws {ToolError} when no stack can mount it, with the last one's words; then nothing is mounted
+   */
+  async mountArchive(layers: string, signal: AbortSignal): Promise<ArchiveLayer> {
+    await mkdir(lowerPath(layers));
+    await makeUpperLayer(layers, signal);
+    this.#candidates ??= await allowedStacks();
+    let failure: unknown;
+    for (const stack of this.#candidates) {
+      try {
+        const archive = { stack, layer: await mountLower(stack, layers, signal) };
+        await this.#prove(archive, layers, signal);
+        return archive;
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!(error instanceof ToolError)) throw error;
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+
+  /** Before a directory is taken down for a stack, that has to have made an overlay; the first one is tried beside. */
+  async #prove(archive: ArchiveLayer, layers: string, signal: AbortSignal): Promise<void> {
+    const { stack, layer } = archive;
+    if (this.#proven.has(stack)) return;
+    const target = join(layers, "probe");
+    try {
+      await mkdir(target, { recursive: true });
+      await stopLayer(await mountOverlay(archive, layers, target, signal));
+    } catch (error) {
+      await stopLayer(layer);
+      throw error;
+    }
+    log("layers", { outcome: "works", stack });
+    this.#proven.add(stack);
+    // A better one that has worked before can work again.
+    this.#candidates = this.#candidates?.filter((other) => this.#proven.has(other) || isWorse(other, stack));
+  }
+}
+
+function isWorse(stack: Stack, than: Stack): boolean {
+  return STACKS.indexOf(stack) > STACKS.indexOf(than);
+}
+
+/** SANDBOX_BACKUP_LAYERS names the one stack to use; by default all are tried that this process may. */
+async function allowedStacks(): Promise<readonly Stack[]> {
+  const forced = process.env.SANDBOX_BACKUP_LAYERS;
+  if (forced === undefined) return (await isRealRoot()) ? STACKS : ["fuse"];
+  const stack = STACKS.find((name) => name === forced);
+  if (stack !== undefined) return [stack];
+  throw new InvalidBackupConfigError(`SANDBOX_BACKUP_LAYERS is ${forced} and has to be one of ${STACKS.join(", ")}`);
+}
+
+/** In a user namespace the kernel mounts overlays that cannot mark what was replaced. */
+async function isRealRoot(): Promise<boolean> {
+  const [map = ""] = (await readFile("/proc/self/uid_map", "utf8")).split("\n");
+  return process.getuid?.() === 0 && /^\s*0\s+0\s+4294967295$/.test(map);
+}
+
+/** Mounts the overlay at `dir`. When it fails, nothing is mounted. */
+export async function mountOverlay(
+  { stack }: ArchiveLayer,
+  layers: string,
+  dir: string,
+  signal: AbortSignal,
+): Promise<Layer> {
+  // The kernel takes none twice for a `volatile` overlay: after a crash it could be incomplete. Here it goes with the container.
+  const work = await mkdtemp(join(layers, "work-"));
+  const options = `lowerdir=${lowerPath(layers)},upperdir=${upperPath(layers)},workdir=${work},volatile`;
+  if (stack === "fuse") {
+    return startServer(["fuse-overlayfs"], ["-f", "-o", options, dir], dir, signal);
+  }
+  // redirect_dir: a directory of the archive can be renamed. index: hard links stay linked when they are written to.
+  return mountByKernel(["-t", "overlay", "-o", `${options},redirect_dir=on,index=on`, "overlay"], dir, signal);
+}
+
+async function mountLower(stack: Stack, layers: string, signal: AbortSignal): Promise<Layer> {
+  const [archive, mountPoint] = [archivePath(layers), lowerPath(layers)];
+  if (stack === "kernel") return mountByKernel(["-t", "squashfs", "-o", "loop,ro", archive], mountPoint, signal);
+  // -f: the server stays a child of the agent, which can stop it for certain.
+  return startServer(SQUASHFUSE, ["-f", archive, mountPoint], mountPoint, signal);
+}
+
+/** The empty writable layer. Its attributes are those that the overlay's root shows, so they come from the archive. */
+async function makeUpperLayer(layers: string, signal: AbortSignal): Promise<void> {
+  const target = ["-dest", upperPath(layers), archivePath(layers)];
+  await runTool("unsquashfs", ["-quiet", "-no-progress", "-max-depth", "0", ...target], { signal });
+}
+
+/** Takes a layer's mount off and ends its server. */
+export async function stopLayer(layer: Layer): Promise<void> {
+  await unmount(layer);
+  await endServer(layer);
+}
+
+/** A process that holds a file of the layer open gets "not connected" from now on, where a server served it. */
+export async function endServer({ server }: Layer): Promise<void> {
+  if (server === undefined) return;
+  server.stopping = true;
+  server.process.kill();
+  await server.process.exited;
+}
+
+/**
+ * Takes a layer's mount off, with what was mounted on it since; processes that use it keep what they have open. Does nothing
+ * when it is gone already.
+ */
+export async function unmount({ mountPoint, entry, server }: Layer): Promise<void> {
+  if (server !== undefined) server.stopping = true;
+  while ((await mountsAt(mountPoint)).includes(entry)) {
+    if (process.getuid?.() === 0) await runTool("umount", ["-l", "--", mountPoint]);
+    else await runTool("fusermount3", ["-u", "-z", "--", mountPoint]);
+  }
+}
+
+async function mountByKernel(args: readonly string[], mountPoint: string, signal: AbortSignal): Promise<Layer> {
+  const others = await mountsAt(mountPoint);
+  // Not killed half-way: that could leave a loop device.
+  await runTool("mount", [...args, mountPoint]);
+  const entry = (await mountsAt(mountPoint)).find((line) => !others.includes(line)) ?? "";
+  const layer = { mountPoint, entry };
+  if (signal.aborted) await unmount(layer);
+  signal.throwIfAborted();
+  return layer;
+}
+
+/** Starts a FUSE server and resolves when its mount is there and answers. Nothing is left mounted when it fails. */
+async function startServer(
+  programs: readonly string[],
+  args: readonly string[],
+  mountPoint: string,
+  signal: AbortSignal,
+): Promise<Layer> {
+  const others = await mountsAt(mountPoint);
+  const findOwn = async () => (await mountsAt(mountPoint)).find((entry) => !others.includes(entry)) ?? "";
+  const server: Server = { ...(await startFirst(programs, args)), stopping: false };
+  const stderr = keepEnd(server.process.stderr);
+  server.process.stdout.resume();
+  server.process.stdin.end();
+  let ended: string | undefined;
+  void server.process.exited.then(({ code, signal }) => {
+    ended = code === null ? `was ended by ${signal}` : `exited with ${code}`;
+    if (!server.stopping) log("fuse-server", { outcome: "ended", program: server.program, how: ended });
+  });
+  const failure = (how: string) => {
+    const message = `${server.program} ${how}: ${stderr().toString().trim()}`;
+    return new ToolError(message, { tool: server.program, missing: false, stderr: stderr() });
+  };
+  let entry = "";
+  try {
+    const deadline = Date.now() + MOUNT_TIMEOUT;
+    for (let pause = 2; entry === ""; pause = Math.min(pause * 2, 50)) {
+      signal.throwIfAborted();
+      if (ended !== undefined) throw failure(ended);
+      if (Date.now() > deadline) throw failure("did not mount in time");
+      await delay(pause);
+      entry = await findOwn();
+    }
+    await readdir(mountPoint);
+    return { mountPoint, entry, server };
+  } catch (error) {
+    await stopLayer({ mountPoint, entry: await findOwn(), server });
+    throw error;
+  }
+}
+
+async function startFirst(
+  programs: readonly string[],
+  args: readonly string[],
+): Promise<Pick<Server, "program" | "process">> {
+  for (const program of programs) {
+    try {
+      return { program, process: await startProcess(program, args) };
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+    }
+  }
+  const tool = programs.join(" or ");
+  throw new ToolError(`${tool} is not installed in the container`, { tool, missing: true, stderr: Buffer.alloc(0) });
+}
+
+/** The mounts that lie on top of each other there: lines of proc_pid_mountinfo(5), which writes blanks and the like in octal. */
+async function mountsAt(mountPoint: string): Promise<string[]> {
+  const decode = (field: string) =>
+    field.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)));
+  const wanted = Buffer.from(mountPoint).toString("latin1");
+  const lines = (await readFile("/proc/self/mountinfo", "latin1")).split("\n");
+  return lines.filter((line) => decode(line.split(" ")[4] ?? "") === wanted);
+}

@@ -1,0 +1,53 @@
+import { describe, expect, test } from "vitest";
+import { needsPath, newSandbox } from "./context.js";
+import { expectMounted, tracesOf } from "./traces.js";
+
+/** Whether the machine's kernel serves all layers, the overlay only, or none: a restored directory is a directory. */
+describe.each([
+  { stack: "kernel", renames: true, servers: 0 },
+  { stack: "kernel-overlay", renames: true, servers: 1 },
+  { stack: "fuse", renames: false, servers: 2 },
+])("with the layers of $stack", ({ stack, renames, servers }) => {
+  needsPath(false);
+
+  test("a restored directory can be changed, backed up, restored into itself and taken away", async () => {
+    const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: stack });
+    await sandbox.makeTree("special", "/workspace/dir");
+    const before = await sandbox.manifest("/workspace/dir");
+    const backup = await sandbox.createBackup({ dir: "/workspace/dir" });
+
+    await sandbox.restoreBackup(backup);
+    expect(await sandbox.manifest("/workspace/dir")).toBe(before);
+    await expectMounted(sandbox, "/workspace/dir");
+    expect((await tracesOf(sandbox)).served).toHaveLength(servers);
+
+    await sandbox.exec("cd dir && echo more >> regular.txt && rm empty-file && mkdir later && chmod 700 sticky");
+    const changed = await sandbox.manifest("/workspace/dir");
+    const later = await sandbox.createBackup({ dir: "/workspace/dir" });
+    await sandbox.restoreBackup(backup);
+    expect(await sandbox.manifest("/workspace/dir")).toBe(before);
+    await sandbox.restoreBackup(later);
+    expect(await sandbox.manifest("/workspace/dir")).toBe(changed);
+
+    const replaced = await sandbox.createBackup({ dir: "/workspace/dir", localBucket: true });
+    await sandbox.restoreBackup(replaced);
+    expect(await sandbox.manifest("/workspace/dir")).toBe(changed);
+    await expectMounted(sandbox);
+  });
+
+  test.runIf(renames)("directories of the backup can be renamed, and their hard links stay linked", async () => {
+    const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: stack });
+    await sandbox.exec(
+      "mkdir -p dir/.vite/deps_temp/below && echo 1 > dir/.vite/deps_temp/below/file && echo 1 > dir/a && ln dir/a dir/b",
+    );
+    await sandbox.restoreBackup(await sandbox.createBackup({ dir: "/workspace/dir" }));
+
+    // As Vite exchanges its cache of dependencies.
+    await sandbox.exec(`cd dir && node -e 'fs.renameSync(".vite/deps_temp", ".vite/deps")'`);
+    await sandbox.exec("mv dir/.vite dir/moved && mkdir dir/.vite && echo 2 >> dir/a");
+
+    expect(await sandbox.exec("cd dir && find . -type f | sort && cat moved/deps/below/file b && ls -A .vite")).toBe(
+      "./a\n./b\n./moved/deps/below/file\n1\n1\n2\n",
+    );
+  });
+});
