@@ -123,12 +123,13 @@ async function isRealRoot(): Promise<boolean> {
   return process.getuid?.() === 0 && /^\s*0\s+0\s+4294967295$/.test(map);
 }
 
-/** Mounts the overlay at `dir`. When it fails, nothing is mounted. */
+/** Mounts the overlay at `dir`, `again` when it was there before. When it fails, nothing is mounted. */
 export async function mountOverlay(
   { stack }: ArchiveLayer,
   layers: string,
   dir: string,
   signal: AbortSignal,
+  again = false,
 ): Promise<Layer> {
   // The kernel takes none twice for a `volatile` overlay: after a crash it could be incomplete. Here it goes with the container.
   const work = await mkdtemp(join(layers, "work-"));
@@ -136,8 +137,10 @@ export async function mountOverlay(
   if (stack === "fuse") {
     return startServer(["fuse-overlayfs"], ["-f", "-o", options, dir], dir, signal);
   }
-  // redirect_dir: a directory of the archive can be renamed. index: hard links stay linked when they are written to.
-  return mountByKernel(["-t", "overlay", "-o", `${options},redirect_dir=on,index=on`, "overlay"], dir, signal);
+  // redirect_dir: a directory of the archive can be renamed. index: hard links stay linked when they are written to; but with
+  // it the kernel refuses what an earlier overlay, of which a process has a file open, still writes to.
+  const features = `redirect_dir=on,index=${again ? "off" : "on"}`;
+  return mountByKernel(["-t", "overlay", "-o", `${options},${features}`, "overlay"], dir, signal);
 }
 
 async function mountLower(stack: Stack, layers: string, signal: AbortSignal): Promise<Layer> {

@@ -104,37 +104,50 @@ describe.each([
   });
 
   if (isMounted && !localBucket) {
-    test("the old mounts come back when the new one fails at the last step", async () => {
-      const sandbox = await prepare();
-      const backup = await storeBackup(archive, { digest: true, localBucket });
-      // The next program of this name fails, and only that.
-      const fail = "mv /root/fail /root/failed 2> /dev/null && echo the test says no >&2 && exit 1";
-      await sandbox.exec(
-        `mkdir /root/real && cp /usr/bin/fuse-overlayfs /root/real && printf '#!/bin/sh\n${fail}\nexec /root/real/fuse-overlayfs "$@"\n' > /root/wrapper && chmod +x /root/wrapper && mount --bind /root/wrapper /usr/bin/fuse-overlayfs`,
-      );
-      const hold = "sh -c 'echo written >&3; echo > /root/holds; exec sleep 600' 3> dir/inner/open > /dev/null 2>&1 &";
-      await sandbox.exec(
-        `${hold} while [ ! -e /root/holds ]; do :; done; touch -d @1000000000 dir/inner/open dir/inner`,
-      );
-      const before = await stateOf(sandbox, "/workspace/dir");
-      await sandbox.exec("touch /root/fail");
+    test.for([
+      { stack: "kernel", program: "mount" },
+      { stack: "fuse", program: "fuse-overlayfs" },
+    ])(
+      "the old mounts of $stack come back when the new one fails at the last step",
+      async ({ stack, program }, { skip }) => {
+        skip(
+          stack === "kernel" && !system.hasKernelLayers,
+          "this runtime's kernel does not serve restored directories",
+        );
+        const sandbox = await prepare(newSandbox({ SANDBOX_BACKUP_LAYERS: stack }));
+        const backup = await storeBackup(archive, { digest: true, localBucket });
+        // The next program of this name that is to mount over the directory fails, and only that.
+        const fail = "mv /root/fail /root/failed 2> /dev/null && echo the test says no >&2 && exit 1";
+        const wrapper = `#!/bin/sh\ncase "$*" in *upperdir*/workspace/dir) ${fail};; esac\nexec /root/real/${program} "$@"\n`;
+        await sandbox.do("writeFile", ["/root/wrapper", wrapper]);
+        await sandbox.exec(
+          `mkdir /root/real && cp /usr/bin/${program} /root/real && chmod +x /root/wrapper && mount --bind /root/wrapper /usr/bin/${program}`,
+        );
+        const hold =
+          "sh -c 'echo written >&3; echo > /root/holds; exec sleep 600' 3> dir/inner/open > /dev/null 2>&1 &";
+        await sandbox.exec(
+          `${hold} while [ ! -e /root/holds ]; do :; done; touch -d @1000000000 dir/inner/open dir/inner`,
+        );
+        const before = await stateOf(sandbox, "/workspace/dir");
+        await sandbox.exec("touch /root/fail");
 
-      const error = await sandbox.fail("restoreBackup", [backup]);
+        const error = await sandbox.fail("restoreBackup", [backup]);
 
-      expect(error.message).toContain("the test says no");
-      // The server of a mount that was taken off serves on while a process has a file of it open.
-      const after = await stateOf(sandbox, "/workspace/dir");
-      expect({ ...after, traces: { ...after.traces, processes: [] } }).toEqual({
-        ...before,
-        traces: { ...before.traces, processes: [] },
-      });
-      expect(await sandbox.exec("cat dir/inner/open")).toBe("written\n");
+        expect(error.message).toContain("the test says no");
+        // The server of a mount that was taken off serves on while a process has a file of it open.
+        const after = await stateOf(sandbox, "/workspace/dir");
+        expect({ ...after, traces: { ...after.traces, processes: [] } }).toEqual({
+          ...before,
+          traces: { ...before.traces, processes: [] },
+        });
+        expect(await sandbox.exec("cat dir/inner/open")).toBe("written\n");
 
-      // What was put back can be replaced like any other, the inner one first.
-      await sandbox.restoreBackup({ ...backup, dir: "/workspace/dir/inner", localBucket: true });
-      expect(await sandbox.exec("ls dir/inner; cat dir/version")).toBe("numbers\nrandom\nsub\nedited\n");
-      await sandbox.restoreBackup(backup);
-      expect(await sandbox.exec("ls dir")).toBe("numbers\nrandom\nsub\n");
-    });
+        // What was put back can be replaced like any other, the inner one first.
+        await sandbox.restoreBackup({ ...backup, dir: "/workspace/dir/inner", localBucket: true });
+        expect(await sandbox.exec("ls dir/inner; cat dir/version")).toBe("numbers\nrandom\nsub\nedited\n");
+        await sandbox.restoreBackup(backup);
+        expect(await sandbox.exec("ls dir")).toBe("numbers\nrandom\nsub\n");
+      },
+    );
   }
 });

@@ -11,6 +11,8 @@ export interface System {
   token?: string | undefined;
   /** Whether sandboxes reach the bucket by presigned URLs, and may mount what they restore. */
   hasProduction: boolean;
+  /** Whether the kernel can serve restored directories, as far as that is known. */
+  hasKernelLayers: boolean;
   /** Origin of the faulty S3 endpoint; undefined where the Worker is out of its reach. */
   faults?: string | undefined;
   /** What the whole system has written so far: wrangler, the host and the agents. */

@@ -84,6 +84,8 @@ export async function startContainers(config: string, { fuse }: { fuse: boolean 
     return {
       url,
       hasProduction: fuse,
+      // The files of a container are on an overlay here, and the kernel puts none over another.
+      hasKernelLayers: false,
       faults: faults?.origin,
       logFile,
       engine: { env: engine.env, label: `${LABEL}=${url}` },

@@ -19,7 +19,15 @@ export async function startDevelopmentHost(config: string): Promise<System> {
     const args = ["--var", `FAULTY_ENDPOINT:${proxy.origin}/cdn-cgi/local/r2/s3`];
     if (process.env.E2E_AGENT_ENV !== undefined) args.push("--var", `AGENT_ENV:${process.env.E2E_AGENT_ENV}`);
     const { pid, logFile, stop } = await startDevServer({ config, directory, port, args });
-    return { url, hasProduction: true, faults: proxy.origin, logFile, pid, stop: () => stop().then(release) };
+    return {
+      url,
+      hasProduction: true,
+      hasKernelLayers: process.getuid?.() === 0,
+      faults: proxy.origin,
+      logFile,
+      pid,
+      stop: () => stop().then(release),
+    };
   } catch (error) {
     await release();
     throw error;
