@@ -154,12 +154,24 @@ export const COMPRESSION_FORMATS = ["gzip", "lz4", "zstd"] as const;
 /** A version 4 UUID in lower case: names an operation or a backup, and becomes a part of paths and keys. */
 export const uuidSchema = z.string().regex(/^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/);
 
+/** SHA-256 of each chunk of an archive: of `chunkSize` bytes, the last as long as what is left. */
+export const chunkDigestsSchema = z.object({
+  chunkSize: z.number().int().positive(),
+  /** The digests, of 32 bytes each, one after another in base64. */
+  sha256: z.base64(),
+});
+export type ChunkDigests = z.infer<typeof chunkDigestsSchema>;
+
 const etagSchema = z.string().min(1);
 const sha256Schema = z.string().regex(/^[0-9a-f]{64}$/);
 const bytes = z.number().int().nonnegative();
 
 /** How the bytes of an archive travel: the agent asks for URLs and moves them itself, or its client moves them by `operationArchive`. */
 const transferSchema = z.enum(["urls", "stream"]);
+
+const partUrlsSchema = z.array(z.object({ part: z.number().int().nonnegative(), url: z.string() }));
+/** A presigned URL, and the part, or `WHOLE_OBJECT`, that it is for. */
+export type PartUrl = z.infer<typeof partUrlsSchema>[number];
 
 export const archiveRequestSchema = z.object({
   operationId: uuidSchema,
@@ -176,6 +188,8 @@ export const archiveRequestSchema = z.object({
   transfer: transferSchema,
   /** Send an archive above `MULTIPART_THRESHOLD` in parts. */
   multipart: z.boolean(),
+  /** Presigned URLs that it need not ask for. */
+  urls: partUrlsSchema,
 });
 export type ArchiveRequest = z.infer<typeof archiveRequestSchema>;
 
@@ -211,8 +225,7 @@ export const archiveResultSchema = z.object({
   type: z.literal("done"),
   /** Size of the archive in bytes. */
   size: bytes,
-  /** Digest of the whole archive. */
-  sha256: sha256Schema,
+  digests: chunkDigestsSchema,
   upload: uploadResultSchema,
 });
 export type ArchiveResult = z.infer<typeof archiveResultSchema>;
@@ -227,9 +240,7 @@ export const archiveEventSchema = z.discriminatedUnion("type", [
 ]);
 export type ArchiveEvent = z.infer<typeof archiveEventSchema>;
 
-export const urlsSchema = z.object({
-  urls: z.array(z.object({ part: z.number().int().nonnegative(), url: z.string() })),
-});
+export const urlsSchema = z.object({ urls: partUrlsSchema });
 export type Urls = z.infer<typeof urlsSchema>;
 
 // Restores
@@ -243,8 +254,12 @@ export const restoreRequestSchema = z.object({
     /** ETag of the object, without quotes. A download answers only for this version of it. */
     etag: etagSchema,
     /** Null for an archive of an older writer, which recorded none. */
+    digests: chunkDigestsSchema.nullable(),
+    /** Of the whole archive, where that was recorded. */
     sha256: sha256Schema.nullable(),
   }),
+  /** Presigned URLs that it need not ask for. */
+  urls: partUrlsSchema,
   transfer: transferSchema,
   /** `mount`: copy-on-write over the archive. `replace`: extract it and put it in the place of what is there. */
   method: z.enum(["mount", "replace"]),

@@ -1,5 +1,6 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
+import { ChunkHasher, type ExpectedDigests } from "./digests.js";
 import {
   forEachConcurrently,
   ObjectClient,
@@ -8,16 +9,23 @@ import {
   type UrlSource,
 } from "./object-request.js";
 
-/** Small enough that eight of them in flight share the bandwidth evenly and a retry costs little. */
+/** In bytes. Small enough that eight of them in flight share the bandwidth evenly and a retry costs little. */
 const RANGE_SIZE = 8 * MiB;
+
+/** What is known of an archive in the bucket. */
+export interface RemoteArchive {
+  /** In bytes. */
+  size: number;
+  /** The only version of the object that is accepted. */
+  etag: string;
+  /** What its bytes have to be; undefined for an archive of an older writer. */
+  digests: ExpectedDigests | undefined;
+}
 
 export interface DownloadOptions {
   /** Created, or overwritten. */
   file: string;
-  /** Of the object, in bytes. */
-  size: number;
-  /** The only version of the object that is accepted. */
-  etag: string;
+  archive: RemoteArchive;
   urls: UrlSource;
   limits: RequestLimits;
   signal: AbortSignal;
@@ -27,22 +35,24 @@ export interface DownloadOptions {
 
 /**
  * Fetches an object into a file, several ranges side by side, in constant memory.
- * @throws {ObjectRequestError} when a range cannot be fetched or the object is another version; then nothing is being
- *   fetched any more
+ * @throws {ObjectRequestError} when a range cannot be fetched or the object is another version
+ * @throws {DamagedArchiveError} when what was fetched is not what was stored. Then nothing is being fetched any more
  */
 export async function downloadFile(options: DownloadOptions): Promise<void> {
-  const { size, limits } = options;
+  const { archive, limits } = options;
+  const { size, digests } = archive;
   const failed = new AbortController();
   using client = new ObjectClient(options.urls, limits, AbortSignal.any([options.signal, failed.signal]));
   const file = await open(options.file, "w", 0o600);
   try {
     await file.truncate(size);
     let bytesDone = 0;
-    const offsets = Array.from({ length: Math.ceil(size / RANGE_SIZE) }, (_, index) => index * RANGE_SIZE);
+    const rangeSize = Math.max(RANGE_SIZE, digests?.chunkSize ?? 0);
+    const offsets = Array.from({ length: Math.ceil(size / rangeSize) }, (_, index) => index * rangeSize);
     await forEachConcurrently(offsets, limits.concurrency, async (start) => {
-      const end = Math.min(start + RANGE_SIZE, size);
+      const end = Math.min(start + rangeSize, size);
       try {
-        await fetchRange(client, file, options.etag, start, end);
+        await fetchRange(client, file, archive, start, end);
       } catch (error) {
         failed.abort(error);
         throw error;
@@ -55,14 +65,15 @@ export async function downloadFile(options: DownloadOptions): Promise<void> {
   }
 }
 
-/** Fetches the bytes from `start` up to, not including, `end`. */
-async function fetchRange(
+/** Fetches the bytes from `start`, where a chunk begins, up to, not including, `end`, and checks them. */
+export async function fetchRange(
   client: ObjectClient,
   file: FileHandle,
-  etag: string,
+  { etag, digests }: RemoteArchive,
   start: number,
   end: number,
 ): Promise<void> {
+  let hasher: ChunkHasher | undefined;
   await client.send({
     method: "GET",
     part: WHOLE_OBJECT,
@@ -77,13 +88,16 @@ async function fetchRange(
         );
       }
       let position = start;
+      hasher = digests && new ChunkHasher(digests.chunkSize);
       for await (const chunk of response as AsyncIterable<Buffer>) {
+        hasher?.update(chunk);
         await writeAll(file, chunk, position);
         position += chunk.length;
       }
       if (position !== end) throw new ObjectRequestError("the connection to the bucket broke off", undefined);
     },
   });
+  if (hasher !== undefined) digests?.check(start, hasher.end());
 }
 
 /** A write to a disk that is nearly full can stop in the middle without an error; the next one fails. */

@@ -117,11 +117,15 @@ export class ObjectClient implements Disposable {
       request.destroy(new Error(`nothing moved for ${this.limits.stallTimeout} ms`)),
     );
     const source = body?.();
+    let bodyFailure: Error | undefined;
     const answered = new Promise<IncomingMessage>((resolve, reject) => {
       request.once("response", resolve);
       // An answer before the end of the body closes the connection: what it said counts, not the broken pipe.
       request.on("error", reject);
-      source?.once("error", (error) => request.destroy(error));
+      source?.once("error", (error) => {
+        bodyFailure = error;
+        request.destroy(error);
+      });
     });
     if (source) source.pipe(request);
     else request.end();
@@ -132,6 +136,8 @@ export class ObjectClient implements Disposable {
       }
       throw new ObjectRequestError(await describeRefusal(response), response.statusCode);
     } catch (error) {
+      // Trying the network again does not help against what its reader says.
+      if (bodyFailure !== undefined) throw bodyFailure;
       if (error instanceof ObjectRequestError || !isNetworkError(error)) throw error;
       throw new ObjectRequestError(`no answer from the bucket (${error.code ?? error.message})`, undefined, {
         cause: error,

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
-import { createReadStream, createWriteStream } from "node:fs";
-import { stat } from "node:fs/promises";
-import { relative } from "node:path";
+import { createReadStream } from "node:fs";
+import { stat, statfs } from "node:fs/promises";
+import { dirname, relative } from "node:path";
 import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import {
@@ -16,29 +16,31 @@ import {
   type ArchiveEvent,
   type ArchiveRequest,
   isAtOrUnder,
+  MiB,
+  type PartUrl,
   type ProgressEvent,
   type RestoreEvent,
   type RestoreRequest,
-  type UploadResult,
   type Urls,
+  WHOLE_OBJECT,
 } from "../../src/protocol.js";
 import { ToolError } from "../run.js";
 import { makeArchive } from "./archive.js";
+import { Delivery, Offer } from "./client-transfer.js";
+import { DamagedArchiveError, ExpectedDigests } from "./digests.js";
 import { isMissing, resolveDirectory } from "./directory.js";
-import { downloadFile } from "./download.js";
+import { downloadFile, type RemoteArchive } from "./download.js";
 import { writeExcludeFile } from "./exclude.js";
 import { replaceDirectory } from "./extract.js";
 import { Mounts } from "./mount.js";
 import { DEFAULT_REQUEST_LIMITS, type RequestLimits, type UrlSource } from "./object-request.js";
 import { Scratch, STORE_DIR } from "./scratch.js";
-import { planParts, uploadFile } from "./upload.js";
+import { MOST_PARTS, type SentArchive, type UploadSizes, uploadArchive, uploadSizes } from "./upload.js";
+import { UrlRequests } from "./url-requests.js";
 
 /**
  * The agent's two operations on backups, each readable top to bottom, and what its client sends while one runs.
  */
-
-/** URLs asked for at once: one round trip for many parts, in an event of bounded size. */
-const URL_BATCH = 100;
 
 type Emit<Event> = (event: Event) => Promise<void>;
 
@@ -48,10 +50,10 @@ interface Operation {
   /** Resolves when nothing of it runs any more. */
   ended: Promise<void>;
   urls?: UrlRequests;
-  /** Set while the archive waits to be taken. */
-  takeArchive?: () => { size: number; stream: Readable };
-  /** Set while the archive waits to be brought. */
-  giveArchive?: (body: Readable) => Promise<void>;
+  /** The archive that waits to be taken. */
+  offer?: Offer;
+  /** The archive that waits to be brought. */
+  delivery?: Delivery;
 }
 
 export class BackupOperations {
@@ -102,16 +104,16 @@ export class BackupOperations {
 
   /** Gives the archive that was made to the client. */
   takeArchive(id: string): { size: number; stream: Readable } {
-    const { takeArchive } = this.#find(id);
-    if (takeArchive === undefined) throw new ValidationError(`Operation ${id} has no archive to be taken now`);
-    return takeArchive();
+    const { offer } = this.#find(id);
+    if (offer === undefined) throw new ValidationError(`Operation ${id} has no archive to be taken now`);
+    return offer.take();
   }
 
   /** Takes the archive to restore from the client. Resolves when all of it is on the disk. */
   async giveArchive(id: string, body: Readable): Promise<void> {
-    const { giveArchive } = this.#find(id);
-    if (giveArchive === undefined) throw new ValidationError(`Operation ${id} waits for no archive now`);
-    await giveArchive(body);
+    const { delivery } = this.#find(id);
+    if (delivery === undefined) throw new ValidationError(`Operation ${id} waits for no archive now`);
+    await delivery.give(body);
   }
 
   /** Stops an operation; resolves when nothing of it runs any more. Does nothing when there is no such operation. */
@@ -143,36 +145,45 @@ export class BackupOperations {
       paths: isAtOrUnder(STORE_DIR, dir) ? [relative(dir, STORE_DIR)] : [],
       signal,
     });
-    const size = await makeArchive({
+    const archive = makeArchive({
       dir,
       file,
       excludeFile: excludes ? excludeFile : undefined,
       compression: request.compression,
       signal,
-      onProgress: reporter(emit, "archive", null),
+      onProgress: reporter(emit, "archive"),
     });
-    const [sha256, upload] = await bothOrNeither(operation.controller, [
-      digest(file, signal),
-      this.#send(request, file, size, emit, operation),
-    ]);
-    return { type: "done", size, sha256, upload };
+    const sent = await this.#send(request, file, archive, emit, operation);
+    return { type: "done", size: await archive, ...sent };
   }
 
+  /** Sends the archive; when it cannot be made or cannot be sent, nothing of either runs any more. */
   async #send(
     request: ArchiveRequest,
     file: string,
-    size: number,
+    archive: Promise<number>,
     emit: Emit<ArchiveEvent>,
     operation: Operation,
-  ): Promise<UploadResult> {
+  ): Promise<SentArchive> {
     const { signal } = operation.controller;
-    if (request.transfer === "stream") {
-      await waitUntilTaken(file, size, emit, reporter(emit, "upload", size), operation);
-      return { kind: "stream" };
+    const { dir, transfer, multipart } = request;
+    const onProgress = reporter(emit, "upload");
+    try {
+      const sizes = await sizesFor(dir, file);
+      if (transfer === "stream") {
+        const size = await archive;
+        operation.offer = new Offer({ file, size, chunkSize: sizes.chunk, signal, onProgress });
+        await emit({ type: "need-transfer", size });
+        return await operation.offer.taken;
+      }
+      const urls = this.#openUrls(operation, request.urls, emit, MOST_PARTS);
+      const { limits } = this;
+      return await uploadArchive({ file, finished: archive, multipart, sizes, urls, limits, signal, onProgress });
+    } catch (error) {
+      operation.controller.abort(error);
+      await archive.catch(() => {}); // It was stopped; or its failure is the one that is thrown.
+      throw error;
     }
-    const parts = planParts(size, request.multipart);
-    const urls = this.#openUrls(operation, emit, parts.at(-1)?.number ?? 0);
-    return uploadFile({ file, parts, urls, limits: this.limits, signal, onProgress: reporter(emit, "upload", size) });
   }
 
   async #restore(request: RestoreRequest, emit: Emit<RestoreEvent>, operation: Operation): Promise<RestoreEvent> {
@@ -198,19 +209,25 @@ export class BackupOperations {
 
   async #fetch(request: RestoreRequest, file: string, emit: Emit<RestoreEvent>, operation: Operation): Promise<void> {
     const { signal } = operation.controller;
-    const { size, etag } = request.archive;
-    const onProgress = reporter(emit, "download", size);
-    if (request.transfer === "stream") return waitUntilGiven(file, size, emit, onProgress, operation);
-    const urls = this.#openUrls(operation, emit, 0);
-    await downloadFile({ file, size, etag, urls, limits: this.limits, signal, onProgress });
+    const archive = remoteArchive(request);
+    const onProgress = reporter(emit, "download", archive.size);
+    if (request.transfer === "stream") {
+      operation.delivery = new Delivery({ file, archive, signal, onProgress });
+      await emit({ type: "need-transfer", size: archive.size });
+      return operation.delivery.given;
+    }
+    const urls = this.#openUrls(operation, request.urls, emit, WHOLE_OBJECT);
+    await downloadFile({ file, archive, urls, limits: this.limits, signal, onProgress });
   }
 
-  #openUrls(operation: Operation, emit: Emit<ArchiveEvent & RestoreEvent>, lastPart: number): UrlSource {
-    operation.urls = new UrlRequests(
-      (parts) => emit({ type: "need-urls", parts }),
-      lastPart,
-      operation.controller.signal,
-    );
+  #openUrls(
+    operation: Operation,
+    known: readonly PartUrl[],
+    emit: Emit<ArchiveEvent & RestoreEvent>,
+    lastPart: number,
+  ): UrlSource {
+    const ask = (parts: number[]) => emit({ type: "need-urls", parts });
+    operation.urls = new UrlRequests(known, ask, lastPart, operation.controller.signal);
     return operation.urls;
   }
 
@@ -247,152 +264,37 @@ export class BackupOperations {
   }
 }
 
-/** Asks the client for URLs, many at once, and waits for the answers. */
-class UrlRequests implements UrlSource {
-  readonly #answers = new Map<number, PromiseWithResolversOf<string>>();
-
-  constructor(
-    private readonly ask: (parts: number[]) => Promise<void>,
-    private readonly lastPart: number,
-    private readonly signal: AbortSignal,
-  ) {
-    signal.addEventListener("abort", () => {
-      for (const answer of this.#answers.values()) answer.reject(signal.reason);
-    });
-  }
-
-  async get(part: number): Promise<string> {
-    const known = this.#answers.get(part);
-    if (known !== undefined) return known.promise;
-    const count = Math.min(URL_BATCH, this.lastPart - part + 1);
-    return this.#request(
-      Array.from({ length: Math.max(count, 1) }, (_, index) => part + index),
-      part,
-    );
-  }
-
-  async renew(part: number, refused: string): Promise<string> {
-    const known = this.#answers.get(part);
-    // The ranges of a download share one URL: the first that is refused asks for another, the others wait for that.
-    if (known !== undefined && (await known.promise) !== refused) return known.promise;
-    if (this.#answers.get(part) !== known) return this.renew(part, refused);
-    return this.#request([part], part);
-  }
-
-  answer(part: number, url: string): void {
-    this.#answers.get(part)?.resolve(url);
-  }
-
-  async #request(parts: number[], wanted: number): Promise<string> {
-    this.signal.throwIfAborted();
-    for (const part of parts) this.#answers.set(part, withResolvers());
-    const answer = this.#answers.get(wanted);
-    await this.ask(parts);
-    if (answer === undefined) throw new Error(`part ${wanted} is not among the ones asked for`);
-    return answer.promise;
-  }
+/** The disk of the archive limits what it can be, and that of the directory tells what it is likely to be. */
+async function sizesFor(dir: string, file: string): Promise<UploadSizes> {
+  const [store, source] = await Promise.all([statfs(dirname(file)), statfs(dir)]);
+  return uploadSizes(store.bavail * store.bsize, (source.blocks - source.bfree) * source.bsize);
 }
 
-interface PromiseWithResolversOf<Value> {
-  promise: Promise<Value>;
-  resolve: (value: Value) => void;
-  reject: (reason: unknown) => void;
+function remoteArchive({ archive: { size, etag, digests } }: RestoreRequest): RemoteArchive {
+  return { size, etag, digests: digests === null ? undefined : new ExpectedDigests(digests, size) };
 }
 
-/** `Promise.withResolvers`, which Node 20 lacks. A rejection that nobody awaits any more is not an error. */
-function withResolvers<Value>(): PromiseWithResolversOf<Value> {
-  let resolve: (value: Value) => void = () => {};
-  let reject: (reason: unknown) => void = () => {};
-  const promise = new Promise<Value>((onResolve, onReject) => {
-    resolve = onResolve;
-    reject = onReject;
-  });
-  promise.catch(() => {});
-  return { promise, resolve, reject };
-}
-
-/** Offers the archive to the client and waits until all of it has been taken. */
-async function waitUntilTaken(
-  file: string,
-  size: number,
-  emit: Emit<ArchiveEvent>,
-  onProgress: (bytesDone: number) => void,
-  operation: Operation,
-): Promise<void> {
-  const taken = withResolvers<void>();
-  const { signal } = operation.controller;
-  signal.addEventListener("abort", () => taken.reject(signal.reason));
-  operation.takeArchive = () => {
-    const stream = createReadStream(file, { signal });
-    countBytes(stream, onProgress);
-    stream.once("end", taken.resolve).once("error", taken.reject);
-    return { size, stream };
-  };
-  await emit({ type: "need-transfer", size });
-  signal.throwIfAborted();
-  await taken.promise;
-}
-
-/** Asks the client for the archive and waits until it is on the disk. */
-async function waitUntilGiven(
-  file: string,
-  size: number,
-  emit: Emit<RestoreEvent>,
-  onProgress: (bytesDone: number) => void,
-  operation: Operation,
-): Promise<void> {
-  const given = withResolvers<void>();
-  const { signal } = operation.controller;
-  signal.addEventListener("abort", () => given.reject(signal.reason));
-  operation.giveArchive = async (body) => {
-    countBytes(body, onProgress);
-    const written = pipeline(body, createWriteStream(file, { mode: 0o600 }), { signal });
-    written.then(given.resolve, given.reject);
-    await written;
-  };
-  await emit({ type: "need-transfer", size });
-  signal.throwIfAborted();
-  await given.promise;
-}
-
-/** Reports the bytes that pass; whoever reads the stream sets its pace. */
-function countBytes(stream: Readable, onProgress: (bytesDone: number) => void): void {
-  let bytesDone = 0;
-  stream.on("data", (chunk: Buffer) => {
-    bytesDone += chunk.length;
-    onProgress(bytesDone);
-  });
-}
-
-/** The archive has to be, byte for byte, the one that was stored. One that has no digest is known by its size alone. */
+/** An archive has to have its size; and its digest, where there is only one for the whole. */
 async function verify(
   request: RestoreRequest,
   file: string,
   emit: Emit<RestoreEvent>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { size, sha256 } = request.archive;
-  const { dir, backupId } = request;
+  const { size, digests, sha256 } = request.archive;
   const got = (await stat(file)).size;
-  if (got !== size) {
-    throw new BackupRestoreError(`The archive arrived with ${got} bytes instead of ${size}`, { dir, backupId });
-  }
-  if (sha256 === null) return;
-  await emit({ type: "progress", phase: "verify", bytesDone: 0, bytesExpected: size });
-  if ((await digest(file, signal, reporter(emit, "verify", size))) !== sha256) {
-    throw new BackupRestoreError("The archive is damaged: its SHA-256 is not the one recorded when it was made", {
-      dir,
-      backupId,
-    });
-  }
-}
-
-async function digest(file: string, signal: AbortSignal, onProgress = (_bytesDone: number) => {}): Promise<string> {
+  if (got !== size) throw new Error(`The archive arrived with ${got} bytes instead of ${size}`);
+  if (digests !== null || sha256 === null) return;
+  const onProgress = reporter(emit, "verify", size);
   const hash = createHash("sha256");
-  const stream = createReadStream(file, { highWaterMark: 1 << 20 });
-  countBytes(stream, onProgress);
+  const stream = createReadStream(file, { highWaterMark: MiB });
+  let bytesDone = 0;
+  stream.on("data", (bytes) => {
+    bytesDone += bytes.length;
+    onProgress(bytesDone);
+  });
   await pipeline(stream, hash, { signal });
-  return hash.digest("hex");
+  if (hash.digest("hex") !== sha256) throw new DamagedArchiveError();
 }
 
 async function resolveSource(dir: string): Promise<string> {
@@ -405,25 +307,14 @@ async function resolveSource(dir: string): Promise<string> {
   return real;
 }
 
-/** Waits for both; when one fails, stops the other and waits until it has ended. */
-async function bothOrNeither<A, B>(controller: AbortController, work: [Promise<A>, Promise<B>]): Promise<[A, B]> {
-  try {
-    return await Promise.all(work);
-  } catch (error) {
-    controller.abort(error);
-    await Promise.allSettled(work);
-    throw error;
-  }
-}
-
-/** Reports progress a few times a second at most. */
+/** Reports progress a few times a second at most, and the end. */
 function reporter(
   emit: Emit<ProgressEvent>,
   phase: ProgressEvent["phase"],
-  bytesExpected: number | null,
-): (bytesDone: number) => void {
+  total: number | null = null,
+): (bytesDone: number, bytesExpected?: number | null) => void {
   let last = 0;
-  return (bytesDone) => {
+  return (bytesDone, bytesExpected = total) => {
     const now = Date.now();
     if (now - last < 200 && bytesDone !== bytesExpected) return;
     last = now;

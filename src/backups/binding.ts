@@ -22,6 +22,7 @@ export class BindingTransport implements Transport {
 
   download(backupId: string, { etag }: StoredArchive): TransferHandler {
     return {
+      firstUrls: noUrls,
       urls: refuseToSign,
       move: async (operation, size) => {
         const object = await this.bucket.get(archiveKey(backupId), { onlyIf: { etagMatches: etag } });
@@ -35,6 +36,7 @@ export class BindingTransport implements Transport {
 
 class BindingUpload implements Upload {
   #etag: string | undefined;
+  readonly firstUrls = noUrls;
   readonly urls = refuseToSign;
 
   constructor(
@@ -62,6 +64,10 @@ class BindingUpload implements Upload {
   async abort(): Promise<void> {
     await this.bucket.delete(this.key);
   }
+}
+
+async function noUrls(): Promise<[]> {
+  return [];
 }
 
 async function refuseToSign(): Promise<never> {

@@ -48,8 +48,9 @@ async function sendArchive(
   upload: Upload,
 ): Promise<ArchiveResult> {
   const { transfer } = transport;
-  const request = { operationId: backupId, backupId, dir, gitignore, excludes, compression, multipart, transfer };
-  return (await connect()).archive(request, upload, { signal, onProgress });
+  const [urls, agent] = await Promise.all([upload.firstUrls(), connect()]);
+  const request = { operationId: backupId, backupId, dir, gitignore, excludes, compression, multipart, transfer, urls };
+  return agent.archive(request, upload, { signal, onProgress });
 }
 
 /** The bucket has to hold what was sent, by its own account. */
@@ -69,11 +70,11 @@ async function assertStored(bucket: R2Bucket, backupId: string, size: number, et
 function describeBackup(
   id: string,
   { dir, name, ttl }: ResolvedBackupOptions,
-  { size, sha256 }: ArchiveResult,
+  { size, digests }: ArchiveResult,
   etag: string,
   now: Date,
 ): BackupMetadata {
-  return { id, dir, name, sizeBytes: size, ttl, createdAt: now.toISOString(), etag, sha256 };
+  return { id, dir, name, sizeBytes: size, ttl, createdAt: now.toISOString(), etag, digests };
 }
 
 /** @returns why something could not be removed, or undefined when all is gone */

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { BackupExpiredError } from "../errors.js";
+import { type ChunkDigests, chunkDigestsSchema } from "../protocol.js";
 import { DEFAULT_TTL } from "./options.js";
 
 /**
@@ -18,7 +19,9 @@ export interface BackupMetadata {
   createdAt: string;
   /** ETag of the archive's object, without quotes. */
   etag?: string | undefined;
-  /** SHA-256 of the archive, in hexadecimal. */
+  /** SHA-256 of the archive's chunks. */
+  digests?: ChunkDigests | undefined;
+  /** SHA-256 of the whole archive in hexadecimal, as the first versions of this package wrote. */
   sha256?: string | undefined;
 }
 
@@ -37,6 +40,7 @@ export const metadataSchema = z.object({
     .transform((ttl) => ttl ?? DEFAULT_TTL),
   createdAt: z.string().refine((time) => !Number.isNaN(Date.parse(time)), { error: "is not a time" }),
   etag: z.string().optional(),
+  digests: chunkDigestsSchema.optional(),
   sha256: z.string().optional(),
 }) satisfies z.ZodType<BackupMetadata>;
 

@@ -1,5 +1,5 @@
 import { AwsClient } from "aws4fetch";
-import { type ArchiveResult, WHOLE_OBJECT } from "../protocol.js";
+import { type ArchiveResult, type PartUrl, WHOLE_OBJECT } from "../protocol.js";
 import { archiveKey } from "./bucket.js";
 import type { PresignSettings } from "./settings.js";
 import type { TransferHandler, Transport, Upload } from "./transport.js";
@@ -36,7 +36,8 @@ export class PresignedTransport implements Transport {
 
   download(backupId: string): TransferHandler {
     const sign = async (part: number) => ({ part, url: await this.#s3.presign("GET", archiveKey(backupId)) });
-    return { urls: (parts) => Promise.all(parts.map(sign)), move: refuseToMove };
+    const urls = (parts: readonly number[]) => Promise.all(parts.map(sign));
+    return { firstUrls: () => urls([WHOLE_OBJECT]), urls, move: refuseToMove };
   }
 
   async discard({ backupId, uploadId }: UnfinishedBackup): Promise<void> {
@@ -58,7 +59,11 @@ class PresignedUpload implements Upload {
     private readonly discard: (unfinished: UnfinishedBackup) => Promise<void>,
   ) {}
 
-  urls(parts: readonly number[]): Promise<{ part: number; url: string }[]> {
+  firstUrls(): Promise<PartUrl[]> {
+    return this.urls([WHOLE_OBJECT]);
+  }
+
+  urls(parts: readonly number[]): Promise<PartUrl[]> {
     return Promise.all(parts.map(async (part) => ({ part, url: await this.#presign(part) })));
   }
 

@@ -26,7 +26,7 @@ export async function restoreBackup(
     const [metadata, stored] = await Promise.all([readMetadata(deps.bucket, id, dir), headArchive(deps.bucket, id)]);
     assertNotExpired(metadata, deps.now());
     const archive = assertUnchanged(stored, metadata, dir);
-    await fetchArchive(deps, id, dir, archive, metadata.sha256 ?? null);
+    await fetchArchive(deps, dir, archive, metadata);
     return { success: true, dir, id };
   } catch (error) {
     deps.signal.throwIfAborted();
@@ -57,14 +57,16 @@ function assertUnchanged(
 
 async function fetchArchive(
   { connect, transport, newId, signal, onProgress }: RestoreDeps,
-  backupId: string,
   dir: string,
-  archive: StoredArchive,
-  sha256: string | null,
+  stored: StoredArchive,
+  { id, digests, sha256 }: BackupMetadata,
 ): Promise<void> {
   const { transfer, method } = transport;
-  const request = { operationId: newId(), backupId, dir, archive: { ...archive, sha256 }, transfer, method };
-  await (await connect()).restore(request, transport.download(backupId, archive), { signal, onProgress });
+  const download = transport.download(id, stored);
+  const [urls, agent] = await Promise.all([download.firstUrls(), connect()]);
+  const archive = { ...stored, digests: digests ?? null, sha256: sha256 ?? null };
+  const request = { operationId: newId(), backupId: id, dir, archive, transfer, method, urls };
+  await agent.restore(request, download, { signal, onProgress });
 }
 
 const OWN_CODES = new Set(["INVALID_BACKUP_CONFIG", "BACKUP_NOT_FOUND", "BACKUP_EXPIRED"]);

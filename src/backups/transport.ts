@@ -1,4 +1,4 @@
-import type { ArchiveResult } from "../protocol.js";
+import type { ArchiveResult, PartUrl } from "../protocol.js";
 import type { AgentOperation } from "../runtime/agent-client.js";
 import type { StoredArchive } from "./bucket.js";
 import type { UnfinishedBackup } from "./unfinished.js";
@@ -22,8 +22,10 @@ export interface Transport {
 
 /** Answers what the agent needs while it works. A rejection ends the operation with that error. */
 export interface TransferHandler {
+  /** Presigned URLs that most archives need: the agent gets them with its operation. */
+  firstUrls(): Promise<PartUrl[]>;
   /** Presigned URLs of these parts. May be asked again for the same part. */
-  urls(parts: readonly number[]): Promise<{ part: number; url: string }[]>;
+  urls(parts: readonly number[]): Promise<PartUrl[]>;
   /** Moves the archive of `size` bytes between the agent's operation and the bucket. */
   move(operation: AgentOperation, size: number): Promise<void>;
 }

@@ -69,7 +69,7 @@ test("streams an archive's events, passes its URLs on, and stops it", async () =
       calls.push(request);
       await emit({ type: "need-urls", parts: [1, 2] });
       await answered.promise;
-      return { type: "done", size: 4, sha256: "0".repeat(64), upload: { kind: "stream" } };
+      return { type: "done", size: 4, digests: { chunkSize: 1_048_576, sha256: "AAAA" }, upload: { kind: "stream" } };
     },
     answerUrls: (...args) => {
       calls.push(args);

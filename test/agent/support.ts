@@ -111,13 +111,15 @@ export async function allOf<Item>(items: AsyncIterable<Item>): Promise<Item[]> {
   return all;
 }
 
-/** A promise that the test resolves. */
-export function deferred<Value = void>(): { promise: Promise<Value>; resolve: (value: Value) => void } {
+/** A promise that the test settles. */
+export function deferred<Value = void>() {
   let resolve: (value: Value) => void = () => {};
-  const promise = new Promise<Value>((onResolve) => {
+  let reject: (reason: unknown) => void = () => {};
+  const promise = new Promise<Value>((onResolve, onReject) => {
     resolve = onResolve;
+    reject = onReject;
   });
-  return { promise, resolve };
+  return { promise, resolve, reject };
 }
 
 /** The error that a response carries, with the response's status. */

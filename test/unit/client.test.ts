@@ -27,7 +27,8 @@ const progress = (bytesDone: number): ArchiveEvent => ({
   bytesDone,
   bytesExpected: null,
 });
-const done: ArchiveEvent = { type: "done", size: 7, sha256: "a".repeat(64), upload: { kind: "stream" } };
+const digests = { chunkSize: 1_048_576, sha256: "AAAA" };
+const done: ArchiveEvent = { type: "done", size: 7, digests, upload: { kind: "stream" } };
 const local = { dir: "/workspace", localBucket: true };
 
 const keysOf = async (prefix: string) => (await env.BACKUP_BUCKET.list({ prefix })).objects.map(({ key }) => key);
@@ -49,7 +50,7 @@ describe("createBackup", () => {
       name: "first",
       sizeBytes: 7,
       ttl: 100,
-      sha256: "a".repeat(64),
+      digests,
     });
     expect(Date.parse(String(metadata?.createdAt))).toBeGreaterThan(Date.now() - 60_000);
   });
@@ -159,7 +160,7 @@ describe("restoreBackup", () => {
   }
 
   test("has the agent bring back the archive that was stored, and reports progress", async () => {
-    const backup = await store({ sha256: "b".repeat(64) });
+    const backup = await store({ digests });
     agent.events = [
       { type: "progress", phase: "download", bytesDone: 3, bytesExpected: 7 },
       { type: "need-transfer", size: 7 },
@@ -177,7 +178,7 @@ describe("restoreBackup", () => {
     expect(agent.bodies[0]).toMatchObject({
       backupId: backup.id,
       dir: "/app/copy",
-      archive: { size: 7, sha256: "b".repeat(64) },
+      archive: { size: 7, digests, sha256: null },
       transfer: "stream",
       method: "replace",
     });

@@ -27,7 +27,12 @@ describe("meta.json", () => {
   const read = () => readMetadata(env.BACKUP_BUCKET, ID, "/app");
 
   test("is read as it was written", async () => {
-    const metadata = { ...older, name: "Ünïcödé", etag: "0".repeat(32), sha256: "f".repeat(64) };
+    const metadata = {
+      ...older,
+      name: "Ünïcödé",
+      etag: "0".repeat(32),
+      digests: { chunkSize: 1_048_576, sha256: "AAAA" },
+    };
     await writeMetadata(env.BACKUP_BUCKET, metadata);
 
     expect(await read()).toEqual(metadata);

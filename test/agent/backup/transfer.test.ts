@@ -1,16 +1,18 @@
 import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { readFile, writeFile } from "node:fs/promises";
+import { open, readFile, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { buffer } from "node:stream/consumers";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { setTimeout } from "node:timers/promises";
+import { describe, expect, onTestFinished, test, vi } from "vitest";
+import { ExpectedDigests } from "../../../container/backup/digests.js";
 import { downloadFile } from "../../../container/backup/download.js";
 import type { RequestLimits, UrlSource } from "../../../container/backup/object-request.js";
-import { planParts, uploadFile } from "../../../container/backup/upload.js";
-import { MiB, WHOLE_OBJECT } from "../../../src/protocol.js";
+import { planParts, uploadArchive, uploadSizes } from "../../../container/backup/upload.js";
+import { type ChunkDigests, MiB, WHOLE_OBJECT } from "../../../src/protocol.js";
 import { deferred, temporaryDirectory } from "../support.js";
 import { NEVER } from "./archives.js";
 
@@ -93,12 +95,14 @@ async function fileOf(content: Buffer): Promise<string> {
 }
 
 describe("planParts", () => {
+  const { part: PART } = uploadSizes(0, 0);
+
   test("sends up to 16 MiB, and whatever is not to be split, by one request", () => {
     const whole = (size: number) => [{ number: WHOLE_OBJECT, offset: 0, size }];
-    expect(planParts(0, true)).toEqual(whole(0));
-    expect(planParts(16 * MiB, true)).toEqual(whole(16 * MiB));
-    expect(planParts(4 * 1024 * MiB, false)).toEqual(whole(4 * 1024 * MiB));
-    expect(planParts(16 * MiB + 1, true)).toHaveLength(2);
+    expect(planParts(0, PART, true)).toEqual(whole(0));
+    expect(planParts(16 * MiB, PART, true)).toEqual(whole(16 * MiB));
+    expect(planParts(4 * 1024 * MiB, PART, false)).toEqual(whole(4 * 1024 * MiB));
+    expect(planParts(16 * MiB + 1, PART, true)).toHaveLength(2);
   });
 
   test.each([
@@ -110,8 +114,9 @@ describe("planParts", () => {
     5 * 1024 * 1024 * MiB,
     10_000 * 16 * MiB,
     10_000 * 16 * MiB + 1,
-  ])("cuts %i bytes into what R2 takes: at most 10,000 parts of one size, of at least 5 MiB", (size) => {
-    const parts = planParts(size, true);
+  ])("cuts %i bytes, which just fit on the disk, into what R2 takes: at most 10,000 parts of one size", (size) => {
+    const sizes = uploadSizes(size, size);
+    const parts = planParts(size, sizes.part, true);
     const [first] = parts;
     expect(parts.length).toBeLessThanOrEqual(10_000);
     expect(parts.map((part) => part.number)).toEqual(parts.map((_, index) => index + 1));
@@ -125,63 +130,183 @@ describe("planParts", () => {
     expect(first?.size).toBeGreaterThanOrEqual(5 * MiB);
     expect(parts.at(-1)?.size).toBeLessThanOrEqual(first?.size ?? 0);
     expect(parts.at(-1)?.size).toBeGreaterThan(0);
+    expect(sizes.part % sizes.chunk).toBe(0);
+    expect(size / sizes.chunk).toBeLessThanOrEqual(16_384);
   });
 
   test("refuses what does not go by one PUT", () => {
-    expect(() => planParts(5 * 1024 * MiB, false)).toThrow("can only be sent in parts");
+    expect(() => planParts(5 * 1024 * MiB, PART, false)).toThrow("can only be sent in parts");
   });
 });
 
+/** The SHA-256 of each chunk, as metadata has them. */
+function digestsOf(content: Buffer, chunkSize: number): ChunkDigests {
+  const count = Math.ceil(content.length / chunkSize);
+  const chunks = Array.from({ length: count }, (_, index) =>
+    content.subarray(index * chunkSize).subarray(0, chunkSize),
+  );
+  const digests = chunks.map((chunk) => createHash("sha256").update(chunk).digest());
+  return { chunkSize, sha256: Buffer.concat(digests).toString("base64") };
+}
+
 describe("an upload", () => {
-  const content = randomBytes(250_000);
-  const parts = [
-    { number: 1, offset: 0, size: 100_000 },
-    { number: 2, offset: 100_000, size: 100_000 },
-    { number: 3, offset: 200_000, size: 50_000 },
-  ];
+  const PART = 8 * MiB;
+  const CHUNK = MiB;
+  const content = randomBytes(2 * PART + PART / 2 + 1);
   const done = {
-    kind: "parts",
-    parts: [1, 2, 3].map((number) => ({ number, etag: `etag-${number}` })),
+    upload: { kind: "parts", parts: [1, 2, 3].map((number) => ({ number, etag: `etag-${number}` })) },
+    digests: digestsOf(content, CHUNK),
   };
 
-  /** Sends the content by these answers first. */
-  async function upload(bucket: Bucket, limits: Partial<RequestLimits> = {}, signal = NEVER) {
+  /** Sends an archive that is whole already, or grows until `finished` resolves with its size. */
+  async function upload(
+    bucket: Bucket,
+    limits: Partial<RequestLimits> = {},
+    signal = NEVER,
+    { file = "", finished = Promise.resolve(content.length), multipart = true } = {},
+  ) {
     const progress: number[] = [];
     const onProgress = (bytes: number) => void progress.push(bytes);
-    const file = await fileOf(content);
-    const result = await uploadFile({
-      file,
-      parts,
+    const sent = await uploadArchive({
+      file: file || (await fileOf(content)),
+      finished,
+      multipart,
+      sizes: { part: PART, chunk: CHUNK },
       urls: bucket,
       limits: { ...LIMITS, ...limits },
       signal,
       onProgress,
     });
-    return { result, progress };
+    return { sent, progress };
   }
+
+  /** What the bucket makes of the parts. */
+  const assembled = (bucket: Bucket, ...parts: string[]) =>
+    Buffer.concat(parts.map((part) => bucket.received.get(part) ?? Buffer.alloc(0)));
 
   test("brings each part's bytes, and reports what the bucket has confirmed", async () => {
     const bucket = await Bucket.start();
-    const { result, progress } = await upload(bucket);
+    const { sent, progress } = await upload(bucket);
 
-    expect(result).toEqual(done);
-    expect(Buffer.concat(["1", "2", "3"].map((part) => bucket.received.get(part) ?? Buffer.alloc(0)))).toEqual(content);
+    expect(sent).toEqual(done);
+    expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
     expect(progress).toEqual([...progress].sort((a, b) => a - b));
     expect(progress.at(-1)).toBe(content.length);
   });
 
   test("of a whole object has its ETag", async () => {
     const bucket = await Bucket.start();
-    const options = { urls: bucket, limits: LIMITS, signal: NEVER, onProgress: () => {} };
+    const { sent } = await upload(bucket, {}, NEVER, { multipart: false });
 
-    const result = await uploadFile({
-      ...options,
-      file: await fileOf(content),
-      parts: planParts(content.length, true),
+    expect(sent).toEqual({ upload: { kind: "put", etag: "etag-0" }, digests: done.digests });
+    expect(bucket.received.get("0")?.equals(content)).toBe(true);
+  });
+
+  describe("of an archive that is still being made", () => {
+    /** A file that a test writes to as mksquashfs does, and its upload. */
+    async function grow(bucket: Bucket) {
+      const path = await fileOf(Buffer.alloc(0));
+      const file = await open(path, "r+");
+      onTestFinished(() => file.close());
+      const finished = deferred<number>();
+      const result = upload(bucket, {}, NEVER, { file: path, finished: finished.promise });
+      result.catch(() => {});
+      return { file, finished, result };
+    }
+    const requested = (bucket: Bucket, part: number, times = 1) =>
+      vi.waitFor(() => {
+        const requests = bucket.requests.filter((request) => request.startsWith(`PUT /part/${part}?`));
+        expect(requests).toHaveLength(times);
+        expect(bucket.received.has(String(part))).toBe(true);
+      });
+
+    test("sends parts as they fill, and the first when the last is there", async () => {
+      const bucket = await Bucket.start();
+      const { file, finished, result } = await grow(bucket);
+      await file.write(Buffer.alloc(96), 0, 96, 0);
+      await file.write(content, 96, 2 * PART - 96 - 1, 96);
+      await setTimeout(100);
+      expect(bucket.requests).toEqual([]);
+      await file.write(content, 2 * PART - 1, 1, 2 * PART - 1);
+      await requested(bucket, 2);
+
+      await file.write(content, 2 * PART, content.length - 2 * PART, 2 * PART);
+      await setTimeout(100);
+      expect(bucket.requests).toEqual(["PUT /part/2?url=1"]);
+      await file.write(content, 0, 96, 0);
+      finished.resolve(content.length);
+
+      expect((await result).sent).toEqual(done);
+      expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
+      expect(bucket.requests).toHaveLength(3);
     });
 
-    expect(result).toEqual({ kind: "put", etag: "etag-0" });
-    expect(bucket.received.get("0")).toEqual(content);
+    test("sends a part again that has become another after a cut back", async () => {
+      const bucket = await Bucket.start();
+      const { file, finished, result } = await grow(bucket);
+      const other = randomBytes(3 * PART);
+      await file.write(other, 0, other.length, 0);
+      await requested(bucket, 2);
+      await requested(bucket, 3);
+      await file.truncate(PART + 1000);
+      await file.write(content, 0, content.length, 0);
+      finished.resolve(content.length);
+
+      expect((await result).sent).toEqual(done);
+      expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
+      await requested(bucket, 2, 2);
+    });
+
+    test("leaves out parts behind the end to which it was cut back", async () => {
+      const bucket = await Bucket.start();
+      const { file, finished, result } = await grow(bucket);
+      await file.write(content, 0, content.length, 0);
+      await requested(bucket, 2);
+      await file.truncate(PART - 1);
+      finished.resolve(PART - 1);
+
+      expect((await result).sent).toEqual({
+        upload: { kind: "parts", parts: [{ number: 1, etag: "etag-1" }] },
+        digests: digestsOf(content.subarray(0, PART - 1), CHUNK),
+      });
+      expect(assembled(bucket, "1").equals(content.subarray(0, PART - 1))).toBe(true);
+    });
+
+    test("goes on when it is cut back below what is just being sent", async () => {
+      const bucket = await Bucket.start();
+      const { file, finished, result } = await grow(bucket);
+      const begun = deferred();
+      const goOn = deferred();
+      bucket.answers.push(async (request, response) => {
+        request.once("data", () => {
+          request.pause();
+          begun.resolve();
+          void goOn.promise.then(() => request.resume());
+        });
+        request.once("end", () => response.writeHead(200, { etag: '"etag-2"' }).end());
+      });
+      await file.write(content, 0, 2 * PART, 0);
+      await begun.promise;
+      await file.truncate(PART + 10);
+      goOn.resolve();
+      await setTimeout(200);
+      await file.write(content, PART + 10, content.length - PART - 10, PART + 10);
+      finished.resolve(content.length);
+
+      expect((await result).sent).toEqual(done);
+      expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
+    });
+
+    test("stops when the archive cannot be made", async () => {
+      const bucket = await Bucket.start();
+      bucket.answers.push(hang);
+      const { file, finished, result } = await grow(bucket);
+      await file.write(content, 0, content.length, 0);
+      await vi.waitFor(() => expect(bucket.requests).not.toEqual([]));
+      finished.reject(new Error("a file cannot be read"));
+
+      await expect(result).rejects.toThrow("a file cannot be read");
+    });
   });
 
   test.each<[string, Answer]>([
@@ -195,9 +320,9 @@ describe("an upload", () => {
     const bucket = await Bucket.start();
     bucket.answers.push(answer, answer);
 
-    expect((await upload(bucket, { concurrency: 1 })).result).toEqual(done);
+    expect((await upload(bucket, { concurrency: 1 })).sent).toEqual(done);
     expect(bucket.requests).toEqual([1, 1, 1, 2, 3].map((part) => `PUT /part/${part}?url=1`));
-    expect(bucket.received.get("1")).toEqual(content.subarray(0, 100_000));
+    expect(bucket.received.get("1")?.equals(content.subarray(0, PART))).toBe(true);
   });
 
   test("waits longer before each further attempt", async () => {
@@ -229,7 +354,7 @@ describe("an upload", () => {
   test("asks for another URL once when one is refused with 403, as an expired one is", async () => {
     const bucket = await Bucket.start();
     bucket.answers.push(refuse(403, "ExpiredRequest"));
-    expect((await upload(bucket, { concurrency: 1 })).result).toEqual(done);
+    expect((await upload(bucket, { concurrency: 1 })).sent).toEqual(done);
     expect(bucket.requests.slice(0, 3)).toEqual(["PUT /part/1?url=1", "PUT /part/1?url=2", "PUT /part/2?url=1"]);
 
     const strict = await Bucket.start();
@@ -253,6 +378,7 @@ describe("an upload", () => {
     bucket.answers.push(
       (request, response) => void others.promise.then(() => refuse(400)(request, response)),
       (request) => {
+        request.resume();
         request.socket.once("close", () => closed.resolve());
         others.resolve();
       },
@@ -308,7 +434,9 @@ describe("a download", () => {
     const progress: number[] = [];
     bucket.content = content;
     const onProgress = (bytes: number) => void progress.push(bytes);
-    const options = { file, size: content.length, etag: "version", urls: bucket, signal: NEVER, onProgress };
+    const digests = new ExpectedDigests(digestsOf(content, MiB), content.length);
+    const archive = { size: content.length, etag: "version", digests };
+    const options = { file, archive, urls: bucket, signal: NEVER, onProgress };
     await downloadFile({ ...options, limits: { ...LIMITS, stallTimeout: 2000, ...limits } });
     return { file, progress };
   }
@@ -367,6 +495,19 @@ describe("a download", () => {
 
     expect(digestOf(await readFile(file))).toBe(digestOf(content));
     expect(bucket.requests[1]).toBe("GET /part/0?url=2");
+  });
+
+  test("fails at once when a byte is not what was stored", async () => {
+    const bucket = await Bucket.start();
+    bucket.answers.push((request, response) => {
+      const [, start, end] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
+      const range = Buffer.from(content.subarray(Number(start), Number(end) + 1));
+      range.writeUInt8(range.readUInt8(5 * MiB) ^ 1, 5 * MiB);
+      response.writeHead(206, { "content-range": `bytes ${start}-${end}/${content.length}` }).end(range);
+    });
+
+    await expect(download(bucket, { concurrency: 1 })).rejects.toThrow("SHA-256");
+    expect(bucket.requests).toHaveLength(1);
   });
 
   test.each<[string, Answer, RegExp]>([
