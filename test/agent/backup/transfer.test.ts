@@ -1,17 +1,19 @@
 import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { open, readFile, writeFile } from "node:fs/promises";
+import { open, readFile, stat, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { buffer } from "node:stream/consumers";
 import { setTimeout } from "node:timers/promises";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
+import { planMksquashfs } from "../../../container/backup/archive.js";
 import { ExpectedDigests } from "../../../container/backup/digests.js";
 import { downloadFile } from "../../../container/backup/download.js";
 import type { RequestLimits, UrlSource } from "../../../container/backup/object-request.js";
 import { planParts, uploadArchive, uploadSizes } from "../../../container/backup/upload.js";
+import { runTool } from "../../../container/run.js";
 import { type ChunkDigests, MiB, WHOLE_OBJECT } from "../../../src/protocol.js";
 import { deferred, temporaryDirectory } from "../support.js";
 import { NEVER } from "./archives.js";
@@ -295,6 +297,34 @@ describe("an upload", () => {
 
       expect((await result).sent).toEqual(done);
       expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
+    });
+
+    test("brings what mksquashfs made, which cuts back to the start of large duplicates", async () => {
+      const bucket = await Bucket.start();
+      const source = await temporaryDirectory();
+      onTestFinished(() => source[Symbol.asyncDispose]());
+      const [first, last] = [randomBytes(24 * MiB), randomBytes(24 * MiB)];
+      for (const [name, bytes] of [
+        ["a", first],
+        ["b", first],
+        ["c", last],
+      ] as const) {
+        await writeFile(join(source.path, name), bytes);
+      }
+      const file = await fileOf(Buffer.alloc(0));
+      const compression = { format: "zstd", level: 1 } as const;
+      const args = planMksquashfs({ dir: source.path, file, excludeFile: undefined, compression }, 16 * MiB);
+      // Slow enough for what it cuts off to be sent before.
+      const made = runTool("mksquashfs", [...args, "-throttle", "80"]);
+      const finished = made.then(async () => (await stat(file)).size);
+      const { sent } = await upload(bucket, { stallTimeout: 20_000 }, NEVER, { file, finished });
+
+      const archive = await readFile(file);
+      if (sent.upload.kind !== "parts") throw new Error("it was sent whole");
+      expect(assembled(bucket, ...sent.upload.parts.map(({ number }) => String(number))).equals(archive)).toBe(true);
+      expect(sent.digests).toEqual(digestsOf(archive, CHUNK));
+      // Otherwise there was no cut back, and this proves nothing.
+      expect(bucket.requests.length).toBeGreaterThan(new Set(bucket.requests).size);
     });
 
     test("stops when the archive cannot be made", async () => {
