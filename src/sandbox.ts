@@ -202,7 +202,8 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
     options?: WriteFileOptions,
   ): Promise<FileResult> {
     const parsed = parseArguments("writeFile", writeFileArguments, { path, content, options });
-    await (await this.#connect()).writeFile(path, encodeContent(parsed.content, parsed.options.encoding));
+    const encoded = encodeContent(parsed.content, parsed.options.encoding);
+    await (await this.#connect(encoded instanceof ReadableStream)).writeFile(path, encoded);
     return fileResult(path);
   }
 
@@ -372,12 +373,16 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
     };
   }
 
-  /** The agent of the running sandbox. */
-  async #connect(): Promise<AgentClient> {
+  /**
+   * The agent of the running sandbox.
+   * @param certain asks whether it runs: for a request that cannot be sent twice
+   */
+  async #connect(certain = false): Promise<AgentClient> {
     const runtime = this.#findRuntime();
     const sleepAfter = parseArguments("sleepAfter", durationSchema, this.sleepAfter);
-    await runtime.start({ env: this.envVars, enableInternet: this.enableInternet, sleepAfter });
-    return new AgentClient(runtime);
+    const start = () => runtime.start({ env: this.envVars, enableInternet: this.enableInternet, sleepAfter }, certain);
+    await start();
+    return new AgentClient(runtime, start);
   }
 
   #findRuntime(): Runtime {

@@ -26,6 +26,7 @@ import {
 } from "../../src/protocol.js";
 import { ToolError } from "../run.js";
 import { makeArchive } from "./archive.js";
+import { ArchiveCache } from "./cache.js";
 import { Delivery, Offer } from "./client-transfer.js";
 import { DamagedArchiveError, ExpectedDigests } from "./digests.js";
 import { isMissing, resolveDirectory } from "./directory.js";
@@ -59,6 +60,7 @@ interface Operation {
 export class BackupOperations {
   readonly #operations = new Map<string, Operation>();
   readonly #mounts = new Mounts();
+  readonly #cache = new ArchiveCache();
   /** Restores change the mounts of the container, so there is one at a time. */
   #lastRestore: Promise<unknown> = Promise.resolve();
 
@@ -134,6 +136,7 @@ export class BackupOperations {
     const dir = await resolveSource(request.dir);
     await using scratch = await Scratch.create(request.operationId);
     const file = scratch.file("archive.sqsh");
+    await this.#cache.trim();
 
     await emit({ type: "progress", phase: "archive", bytesDone: 0, bytesExpected: null });
     await this.#mounts.countLinks(dir, signal);
@@ -154,7 +157,9 @@ export class BackupOperations {
       onProgress: reporter(emit, "archive"),
     });
     const sent = await this.#send(request, file, archive, emit, operation);
-    return { type: "done", size: await archive, ...sent };
+    const size = await archive;
+    await this.#cache.keep(file, { backupId: request.backupId, size, digests: sent.digests });
+    return { type: "done", size, ...sent };
   }
 
   /** Sends the archive; when it cannot be made or cannot be sent, nothing of either runs any more. */
@@ -193,8 +198,13 @@ export class BackupOperations {
     await using scratch = await Scratch.create(request.operationId);
     const file = scratch.file("archive.sqsh");
 
-    await this.#fetch(request, file, emit, operation);
-    await verify(request, file, emit, signal);
+    const identity = { backupId: request.backupId, ...request.archive };
+    await this.#cache.trim();
+    if (!(await this.#cache.lend(identity, file))) {
+      await this.#fetch(request, file, emit, operation);
+      await verify(request, file, emit, signal);
+      await this.#cache.keep(file, identity);
+    }
     if (request.method === "mount") {
       await emit({ type: "progress", phase: "mount", bytesDone: 0, bytesExpected: null });
       await this.#mounts.mount(dir, scratch.path, signal);

@@ -25,7 +25,7 @@ import {
   type Urls,
 } from "../protocol.js";
 import { withLength } from "../streams.js";
-import type { Runtime } from "./runtime.js";
+import { NotDeliveredError, type Runtime } from "./runtime.js";
 
 /** An agent that says nothing for this long, not even a heartbeat, is gone; in ms. */
 const SILENCE = 6 * HEARTBEAT_INTERVAL;
@@ -51,7 +51,11 @@ export interface OperationOptions {
 
 /** Typed calls of the agent's HTTP API. */
 export class AgentClient {
-  constructor(private readonly runtime: Runtime) {}
+  /** @param restart starts the sandbox again; for a request that begins something and found it stopped */
+  constructor(
+    private readonly runtime: Runtime,
+    private readonly restart: () => Promise<void>,
+  ) {}
 
   /**
    * Makes an archive and has it sent to the bucket.
@@ -93,7 +97,7 @@ export class AgentClient {
   async readFile(
     path: string,
   ): Promise<{ stream: ReadableStream<Uint8Array>; size: number | undefined; mimeType: string }> {
-    const response = await this.#request(contentPath(path));
+    const response = await this.#begin(contentPath(path));
     const length = response.headers.get("content-length");
     return {
       stream: bodyOf(response),
@@ -103,7 +107,7 @@ export class AgentClient {
   }
 
   async writeFile(path: string, content: ReadableStream<Uint8Array> | Uint8Array): Promise<void> {
-    const response = await this.#request(contentPath(path), { method: "PUT", body: content });
+    const response = await this.#begin(contentPath(path), { method: "PUT", body: content });
     fileResultSchema.parse(await response.json());
   }
 
@@ -170,7 +174,7 @@ export class AgentClient {
   }
 
   async #answer(id: string, urls: Urls): Promise<void> {
-    const response = await this.#post(agentRoutes.operationUrls(id), urls);
+    const response = await this.#request(agentRoutes.operationUrls(id), jsonPost(urls));
     await response.text();
   }
 
@@ -195,8 +199,18 @@ export class AgentClient {
   }
 
   #post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
-    const headers = { "content-type": "application/json" };
-    return this.#request(path, { method: "POST", headers, body: JSON.stringify(body), ...(signal ? { signal } : {}) });
+    return this.#begin(path, { ...jsonPost(body), ...(signal ? { signal } : {}) });
+  }
+
+  /** Sends a request that begins something, for which a sandbox that has stopped is started again. */
+  async #begin(path: string, init: RequestInit = {}): Promise<Response> {
+    try {
+      return await this.#request(path, init);
+    } catch (error) {
+      if (!(error instanceof NotDeliveredError) || init.body instanceof ReadableStream) throw error;
+      await this.restart();
+      return this.#request(path, init);
+    }
   }
 
   async #request(path: string, init?: RequestInit): Promise<Response> {
@@ -292,6 +306,10 @@ function withResolvers<Value>() {
 function bodyOf(response: Response): ReadableStream<Uint8Array> {
   if (response.body === null) throw new SandboxUnavailableError("The agent's answer has no body");
   return response.body;
+}
+
+function jsonPost(body: unknown): RequestInit {
+  return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
 }
 
 function contentPath(path: string): string {

@@ -1,6 +1,6 @@
 import { SandboxUnavailableError } from "../errors.js";
 import { AGENT_PORT, agentRoutes, type StartRequest } from "../protocol.js";
-import type { Runtime } from "./runtime.js";
+import { NotDeliveredError, type Runtime } from "./runtime.js";
 
 /** How long a container may take until its agent answers, in ms: the first start on a machine pulls the image. */
 const START_TIMEOUT = 60_000;
@@ -13,37 +13,46 @@ const LONGEST_PAUSE = 1_000;
 export class ContainerRuntime implements Runtime {
   /** Set while the container is started or waited for. */
   #starting: Promise<void> | undefined;
+  /** Whether the agent has answered, and has not been seen to end. */
+  #answers = false;
+  /** How long it stays without a call, as the platform was told, in ms. */
+  #sleepAfter: number | undefined;
   /** How the last container ended. */
   #end = "";
 
   constructor(private readonly container: Container) {}
 
-  async start(request: StartRequest): Promise<void> {
-    // Asked each time: the platform may take a moment to notice that the container has ended.
-    if ((await this.#probe()) !== undefined) {
+  async start(request: StartRequest, certain = false): Promise<void> {
+    if (!this.#answers || !this.container.running || certain) {
       this.#starting ??= this.#bringUp(request).finally(() => {
         this.#starting = undefined;
       });
       await this.#starting;
     }
+    if (this.#sleepAfter === request.sleepAfter) return;
     await this.container.setInactivityTimeout(request.sleepAfter);
+    this.#sleepAfter = request.sleepAfter;
   }
 
   async fetch(path: string, init: RequestInit = {}): Promise<Response> {
-    if (!this.container.running) throw new SandboxUnavailableError("The container does not run");
+    if (!this.container.running) {
+      this.#answers = false;
+      throw new NotDeliveredError("The container does not run");
+    }
     try {
       return await this.container.getTcpPort(AGENT_PORT).fetch(`http://container${path}`, init);
     } catch (error) {
       if (init.signal?.aborted) throw init.signal.reason;
-      throw new SandboxUnavailableError(
-        `The connection to the container broke off: it stopped during the call (${error})`,
-        {},
-        { cause: error },
-      );
+      this.#answers = false;
+      const message = `The connection to the container broke off: it stopped during the call (${error})`;
+      // workerd's words for a connection that it could not open.
+      const Failure = /not (?:running|listening)/.test(String(error)) ? NotDeliveredError : SandboxUnavailableError;
+      throw new Failure(message, {}, { cause: error });
     }
   }
 
   async stop(): Promise<void> {
+    this.#answers = false;
     if (this.container.running) await this.container.destroy();
   }
 
@@ -51,7 +60,10 @@ export class ContainerRuntime implements Runtime {
     for (let attempt = 1; ; attempt++) {
       if (!this.container.running) this.#launch(request);
       const failure = await this.#waitUntilReady();
-      if (failure === undefined) return;
+      if (failure === undefined) {
+        this.#answers = true;
+        return;
+      }
       if (attempt < START_ATTEMPTS && !this.container.running) continue;
       const why = this.container.running
         ? `did not answer on port ${AGENT_PORT} within ${START_TIMEOUT / 1000} s`
@@ -66,11 +78,17 @@ export class ContainerRuntime implements Runtime {
 
   #launch({ env, enableInternet }: StartRequest): void {
     this.container.start({ env, enableInternet });
-    // Otherwise its end is met by the next call, or breaks the one that runs.
     this.#end = "";
-    this.container.monitor().catch((error: unknown) => {
-      this.#end = ` (${error})`;
-    });
+    this.#sleepAfter = undefined;
+    // Where its end is not noticed in time, it is met by the next call, or breaks the one that runs.
+    this.container
+      .monitor()
+      .catch((error: unknown) => {
+        this.#end = ` (${error})`;
+      })
+      .finally(() => {
+        this.#answers = false;
+      });
   }
 
   /** @returns why the agent does not answer, when it has stopped or taken too long; undefined when it answers */

@@ -14,6 +14,7 @@ const archiveRequest = {
   excludes: [],
   compression: { format: "zstd" },
   transfer: "urls",
+  urls: [],
   multipart: true,
 };
 

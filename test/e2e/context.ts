@@ -9,6 +9,9 @@ export const worker = new Worker(system);
 
 const made: TestSandbox[] = [];
 
+/** For an agent that fetches what it restores, also what it has made itself. */
+export const NO_CACHE = { SANDBOX_BACKUP_CACHE: "0" };
+
 /** A sandbox that no other test uses, with these variables for its agent. */
 export function newSandbox(agentEnv: Record<string, string> = {}) {
   // The Worker reads them from the name.

@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from "node:crypto";
 import { describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
+import { MiB } from "../../src/protocol.js";
 import type { CallError, TestSandbox } from "../support/client.js";
 import { eventually } from "../support/eventually.js";
 import type { Fault } from "../support/fault-proxy.js";
@@ -101,9 +102,19 @@ describe.each([
     },
     {
       what: "metadata with another digest",
-      damage: (backup) => changeMetadata(backup, { sha256: createHash("sha256").update("").digest("hex") }),
+      damage: (backup) =>
+        changeMetadata(backup, {
+          digests: { chunkSize: MiB, sha256: createHash("sha256").update("").digest("base64") },
+        }),
       error: { code: "BACKUP_RESTORE_FAILED" },
       message: "The archive is damaged",
+    },
+    {
+      what: "metadata with digests of a larger archive",
+      damage: (backup) =>
+        changeMetadata(backup, { digests: { chunkSize: 1, sha256: createHash("sha256").update("").digest("base64") } }),
+      error: { code: "BACKUP_RESTORE_FAILED" },
+      message: "its digests do not fit the archive's size",
     },
   ])("$what", async ({ damage, error: expected, message }) => {
     const sandbox = newSandbox();

@@ -21,7 +21,7 @@ awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $5 != "/") {
   if ($(i + 1) ~ /^fuse/) print "served", $5
 } }' /proc/self/mountinfo
 cat /proc/[0-9]*/comm 2>/dev/null | grep -E '^(squashfuse|fuse-overlayfs|mksquashfs|unsquashfs|git)' | sed 's/^/processes /'
-find /var/backups -mindepth 2 -maxdepth 2 -printf 'stored %p\\n'
+find /var/backups -mindepth 2 -maxdepth 2 ! -name archives -printf 'stored %p\\n'
 true`;
 
 export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {

@@ -44,7 +44,8 @@ export class FaultySandbox extends Sandbox {
     const [, port = "", stallTimeout = ""] = /^faulty-(\d+)-(\d+)-/.exec(ctx.id.name ?? "") ?? [];
     endpoint.port = port;
     super(ctx, { ...env, BACKUP_BUCKET: watched(env.BACKUP_BUCKET, use), BACKUP_BUCKET_ENDPOINT: endpoint.href });
-    this.envVars = { ...this.envVars, SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout };
+    // What it restores is to come from the bucket.
+    this.envVars = { ...this.envVars, SANDBOX_BACKUP_STALL_TIMEOUT: stallTimeout, SANDBOX_BACKUP_CACHE: "0" };
     this.#use = use;
   }
 
