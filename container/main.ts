@@ -6,7 +6,9 @@ import { isAbsolute } from "node:path";
 import { parseArgs } from "node:util";
 import { AGENT_PORT, WORKSPACE } from "../src/protocol.js";
 import { BackupOperations } from "./backup/operations.js";
+import { SERVE_ARCHIVE } from "./backup/remote-layer.js";
 import { log, logOperation } from "./log.js";
+import { serveArchive } from "./remote/serve.js";
 import { type AgentServer, type Backups, createServer } from "./server.js";
 
 /** A port on all addresses, or the path of a Unix socket. */
@@ -103,7 +105,8 @@ function stopOnSignal(server: AgentServer, backups: Backups): void {
 }
 
 try {
-  await main(process.argv.slice(2));
+  const args = process.argv.slice(2);
+  await (args[0] === SERVE_ARCHIVE ? serveArchive() : main(args));
 } catch (error) {
   const usage = error instanceof UsageError;
   process.stderr.write(`${error instanceof Error ? error.message : error}\n${usage ? `${USAGE}\n` : ""}`);

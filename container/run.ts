@@ -15,6 +15,8 @@ export interface ProcessOptions {
   env?: Record<string, string> | undefined;
   /** Kills the process, and every process of its group, with SIGKILL. */
   signal?: AbortSignal | undefined;
+  /** Descriptors that it gets as its own from 3 on. @default none */
+  inherit?: readonly number[] | undefined;
 }
 
 /** How a process ended: one of the two is null. */
@@ -46,12 +48,12 @@ export async function startProcess(
   options: ProcessOptions = {},
 ): Promise<RunningProcess> {
   options.signal?.throwIfAborted();
-  const child: ChildProcessByStdio<Writable, Readable, Readable> = spawn(program, args, {
+  const child = spawn(program, args, {
     cwd: options.cwd,
     env: options.env ?? TOOL_ENV,
     detached: true,
-    stdio: ["pipe", "pipe", "pipe"],
-  });
+    stdio: ["pipe", "pipe", "pipe", ...(options.inherit ?? [])],
+  }) as ChildProcessByStdio<Writable, Readable, Readable>;
   const exited = new Promise<Exit>((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
   const closed = new Promise<Exit>((resolve) => child.once("close", (code, signal) => resolve({ code, signal })));
   await new Promise<void>((resolve, reject) => {

@@ -263,11 +263,15 @@ export const restoreRequestSchema = z.object({
   transfer: transferSchema,
   /** `mount`: copy-on-write over the archive. `replace`: extract it and put it in the place of what is there. */
   method: z.enum(["mount", "replace"]),
+  /** Mount a large archive before it is fetched. */
+  lazy: z.boolean(),
 });
 export type RestoreRequest = z.infer<typeof restoreRequestSchema>;
 
 export const restoreEventSchema = z.discriminatedUnion("type", [
   progressEvent,
+  /** The directory is restored; until `done` the rest of its archive is fetched, which may need another URL. */
+  z.object({ type: z.literal("mounted") }),
   needUrlsEvent,
   needTransferEvent,
   z.object({ type: z.literal("done") }),

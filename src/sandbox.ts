@@ -124,8 +124,9 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
    */
   async restoreBackup(backup: DirectoryBackup, options: RestoreOptions = {}): Promise<RestoreBackupResult> {
     const handle = parseHandle(backup);
-    const deps = this.#backupDeps(handle.localBucket, parseRestoreOptions(options));
-    return this.#backups.run(() => restoreBackup(deps, handle), deps.signal);
+    const { lazy = true, ...parsed } = parseRestoreOptions(options);
+    const deps = this.#backupDeps(handle.localBucket, parsed);
+    return this.#backups.run(() => restoreBackup(deps, handle, lazy), deps.signal);
   }
 
   /**
@@ -368,6 +369,7 @@ export class Sandbox<Env = unknown> extends DurableObject<Env> implements Client
       connect: () => this.#connect(),
       now: () => new Date(),
       newId: () => crypto.randomUUID(),
+      waitUntil: (work: Promise<unknown>) => this.ctx.waitUntil(work),
       signal: options.signal ?? new AbortController().signal,
       onProgress: (progress: BackupProgress) => report(options.onProgress, progress),
     };

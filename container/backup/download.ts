@@ -1,4 +1,5 @@
 import { type FileHandle, open } from "node:fs/promises";
+import type { IncomingMessage } from "node:http";
 import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
 import { ChunkHasher, type ExpectedDigests } from "./digests.js";
 import {
@@ -66,7 +67,7 @@ export async function downloadFile(options: DownloadOptions): Promise<void> {
 }
 
 /** Fetches the bytes from `start`, where a chunk begins, up to, not including, `end`, and checks them. */
-export async function fetchRange(
+async function fetchRange(
   client: ObjectClient,
   file: FileHandle,
   { etag, digests }: RemoteArchive,
@@ -78,26 +79,36 @@ export async function fetchRange(
     method: "GET",
     part: WHOLE_OBJECT,
     headers: { range: `bytes=${start}-${end - 1}`, "if-match": `"${etag}"` },
-    receive: async (response) => {
-      const got = response.headers["content-range"];
-      if (response.statusCode !== 206 || !got?.startsWith(`bytes ${start}-${end - 1}/`)) {
-        response.destroy();
-        throw new ObjectRequestError(
-          `the bucket answered a request for a range with ${got ?? "the whole object"}`,
-          400,
-        );
-      }
-      let position = start;
-      hasher = digests && new ChunkHasher(digests.chunkSize);
-      for await (const chunk of response as AsyncIterable<Buffer>) {
-        hasher?.update(chunk);
-        await writeAll(file, chunk, position);
-        position += chunk.length;
-      }
-      if (position !== end) throw new ObjectRequestError("the connection to the bucket broke off", undefined);
+    receive: (response) => {
+      const own = digests && new ChunkHasher(digests.chunkSize);
+      hasher = own;
+      return receiveRange(response, start, end, async (bytes, position) => {
+        own?.update(bytes);
+        await writeAll(file, bytes, position);
+      });
     },
   });
   if (hasher !== undefined) digests?.check(start, hasher.end());
+}
+
+/** Reads the answer to a request for the bytes from `start` up to, not including, `end`. */
+export async function receiveRange(
+  response: IncomingMessage,
+  start: number,
+  end: number,
+  take: (bytes: Buffer, position: number) => Promise<void>,
+): Promise<void> {
+  const got = response.headers["content-range"];
+  if (response.statusCode !== 206 || !got?.startsWith(`bytes ${start}-${end - 1}/`)) {
+    response.destroy();
+    throw new ObjectRequestError(`the bucket answered a request for a range with ${got ?? "the whole object"}`, 400);
+  }
+  let position = start;
+  for await (const bytes of response as AsyncIterable<Buffer>) {
+    if (position + bytes.length <= end) await take(bytes, position);
+    position += bytes.length;
+  }
+  if (position !== end) throw new ObjectRequestError("the connection to the bucket broke off", undefined);
 }
 
 /** A write to a disk that is nearly full can stop in the middle without an error; the next one fails. */

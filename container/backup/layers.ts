@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readdir, readFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { InvalidBackupConfigError } from "../../src/errors.js";
@@ -193,19 +193,26 @@ async function mountByKernel(args: readonly string[], mountPoint: string, signal
   return layer;
 }
 
-/** Starts a FUSE server and resolves when its mount is there and answers. Nothing is left mounted when it fails. */
-async function startServer(
+/**
+ * Starts a FUSE server and resolves when its mount is there and answers. Nothing is left mounted when it fails.
+ * @param programs the first of these that is installed is started
+ * @param converse is given the server, to write to it and to read what it writes
+ */
+export async function startServer(
   programs: readonly string[],
   args: readonly string[],
   mountPoint: string,
   signal: AbortSignal,
+  converse = ({ stdin, stdout }: RunningProcess): void => {
+    stdin.end();
+    stdout.resume();
+  },
 ): Promise<Layer> {
   const others = await mountsAt(mountPoint);
   const findOwn = async () => (await mountsAt(mountPoint)).find((entry) => !others.includes(entry)) ?? "";
   const server: Server = { ...(await startFirst(programs, args)), stopping: false };
   const stderr = keepEnd(server.process.stderr);
-  server.process.stdout.resume();
-  server.process.stdin.end();
+  converse(server.process);
   let ended: string | undefined;
   void server.process.exited.then(({ code, signal }) => {
     ended = code === null ? `was ended by ${signal}` : `exited with ${code}`;
@@ -225,7 +232,8 @@ async function startServer(
       await delay(pause);
       entry = await findOwn();
     }
-    await readdir(mountPoint);
+    // The one that serves a file serves no directory.
+    await ((await stat(mountPoint)).isDirectory() ? readdir(mountPoint) : undefined);
     return { mountPoint, entry, server };
   } catch (error) {
     await stopLayer({ mountPoint, entry: await findOwn(), server });

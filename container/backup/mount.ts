@@ -17,6 +17,8 @@ interface Mount {
   dir: string;
   /** Directory of its layers. */
   layers: string;
+  /** What serves the archive as a file, when it was mounted before it was fetched. */
+  source: Layer | undefined;
   archive: ArchiveLayer;
   overlay: Layer;
   /** Overlays of the same layers from before they were put back: processes may hold files open in them. */
@@ -42,17 +44,17 @@ export class Mounts {
   /**
    * Puts the archive in `layers` in the place of `dir`, copy-on-write. The archive is mounted beside what is
    * there before anything is taken down; restored directories at and below `dir` are replaced.
-   * `layers` belongs to the mount when this resolves.
+   * `layers`, and `source`, which serves the archive where that is no plain file, belong to the mount when this resolves.
    * @throws {ToolError} when a layer cannot be mounted; then everything is as before
    */
-  async mount(dir: string, layers: string, signal: AbortSignal): Promise<void> {
+  async mount(dir: string, layers: string, signal: AbortSignal, source?: Layer): Promise<void> {
     const archive = await this.#layers.mountArchive(layers, signal);
     let replaced: DetachedMounts;
     try {
       replaced = await this.detachAtOrUnder(dir);
       try {
         const placed = await startOver(dir, () => mountOverlay(archive, layers, dir, signal), signal);
-        this.#mounts.set(dir, { dir, layers, archive, ...placed, retired: [] });
+        this.#mounts.set(dir, { dir, layers, source, archive, ...placed, retired: [] });
       } catch (error) {
         await replaced.reattach();
         throw error;
@@ -152,11 +154,12 @@ async function startOver(
 
 /** A step that fails here is logged: the directory that replaced these is in place, and the caller can do nothing about it. */
 async function discardAll(mounts: readonly Mount[]): Promise<void> {
-  for (const { dir, layers, archive, overlay, retired, hidden } of mounts) {
+  for (const { dir, layers, source, archive, overlay, retired, hidden } of mounts) {
     try {
       // A process that holds a file open would keep the server alive.
       for (const layer of [...retired, overlay]) await endServer(layer);
       await stopLayer(archive.layer);
+      if (source !== undefined) await stopLayer(source);
       await hidden.close();
       await removeTree(layers);
     } catch (error) {

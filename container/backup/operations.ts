@@ -24,7 +24,9 @@ import {
   type Urls,
   WHOLE_OBJECT,
 } from "../../src/protocol.js";
+import { log } from "../log.js";
 import { ToolError } from "../run.js";
+import { withResolvers } from "../with-resolvers.js";
 import { makeArchive } from "./archive.js";
 import { ArchiveCache } from "./cache.js";
 import { Delivery, Offer } from "./client-transfer.js";
@@ -33,8 +35,10 @@ import { isMissing, resolveDirectory } from "./directory.js";
 import { downloadFile, type RemoteArchive } from "./download.js";
 import { writeExcludeFile } from "./exclude.js";
 import { replaceDirectory } from "./extract.js";
+import { archivePath, stopLayer } from "./layers.js";
 import { Mounts } from "./mount.js";
 import { DEFAULT_REQUEST_LIMITS, type RequestLimits, type UrlSource } from "./object-request.js";
+import { mountRemote, type RemoteLayer } from "./remote-layer.js";
 import { Scratch, STORE_DIR } from "./scratch.js";
 import { MOST_PARTS, type SentArchive, type UploadSizes, uploadArchive, uploadSizes } from "./upload.js";
 import { UrlRequests } from "./url-requests.js";
@@ -42,6 +46,9 @@ import { UrlRequests } from "./url-requests.js";
 /**
  * The agent's two operations on backups, each readable top to bottom, and what its client sends while one runs.
  */
+
+/** A larger archive is mounted before it is fetched; a smaller one is there sooner than the process that would serve it. */
+const LAZY_THRESHOLD = 32 * MiB;
 
 type Emit<Event> = (event: Event) => Promise<void>;
 
@@ -88,7 +95,12 @@ export class BackupOperations {
       const current = previous.then(() => this.#restore(request, emit, operation));
       this.#lastRestore = current.catch(() => {});
       try {
-        return await current;
+        const remote = await current;
+        if (remote !== undefined) {
+          await emit({ type: "mounted" });
+          await this.#keepWhenFilled(remote, request, operation);
+        }
+        return { type: "done" };
       } catch (error) {
         throw asBackupError(
           error,
@@ -191,30 +203,99 @@ export class BackupOperations {
     }
   }
 
-  async #restore(request: RestoreRequest, emit: Emit<RestoreEvent>, operation: Operation): Promise<RestoreEvent> {
+  /** @returns what still fetches the archive, when the directory was mounted before */
+  async #restore(
+    request: RestoreRequest,
+    emit: Emit<RestoreEvent>,
+    operation: Operation,
+  ): Promise<RemoteLayer | undefined> {
     const { signal } = operation.controller;
     signal.throwIfAborted();
     const dir = await resolveDirectory(request.dir);
     await using scratch = await Scratch.create(request.operationId);
-    const file = scratch.file("archive.sqsh");
+    const file = archivePath(scratch.path);
 
-    const identity = { backupId: request.backupId, ...request.archive };
-    await this.#cache.trim();
-    if (!(await this.#cache.lend(identity, file))) {
-      await this.#fetch(request, file, emit, operation);
-      await verify(request, file, emit, signal);
-      await this.#cache.keep(file, identity);
-    }
+    const remote = await this.#provide(request, file, emit, operation);
     if (request.method === "mount") {
       await emit({ type: "progress", phase: "mount", bytesDone: 0, bytesExpected: null });
-      await this.#mounts.mount(dir, scratch.path, signal);
+      try {
+        await this.#mounts.mount(dir, scratch.path, signal, remote?.layer);
+      } catch (error) {
+        if (remote !== undefined) await stopLayer(remote.layer);
+        throw error;
+      }
       scratch.keep();
     } else {
       await emit({ type: "progress", phase: "extract", bytesDone: 0, bytesExpected: null });
       const stagingName = `.sandbox-backup-${request.operationId}`;
       await replaceDirectory({ archive: file, dir, stagingName, mounts: this.#mounts, signal });
     }
-    return { type: "done" };
+    return remote;
+  }
+
+  /** Has the archive be at `file`: from the cache, or while it is being fetched, or when it was fetched. */
+  async #provide(
+    request: RestoreRequest,
+    file: string,
+    emit: Emit<RestoreEvent>,
+    operation: Operation,
+  ): Promise<RemoteLayer | undefined> {
+    const identity = { backupId: request.backupId, ...request.archive };
+    await this.#cache.trim();
+    if (await this.#cache.lend(identity, file)) return undefined;
+    const remote = await this.#mountRemote(request, file, emit, operation);
+    if (remote !== undefined) return remote;
+    await this.#fetch(request, file, emit, operation);
+    await verify(request, file, emit, operation.controller.signal);
+    await this.#cache.keep(file, identity);
+    return undefined;
+  }
+
+  /** @returns undefined when the archive is to be fetched first */
+  async #mountRemote(
+    request: RestoreRequest,
+    file: string,
+    emit: Emit<RestoreEvent>,
+    operation: Operation,
+  ): Promise<RemoteLayer | undefined> {
+    const { backupId, archive, method, transfer, lazy } = request;
+    const { digests, size } = archive;
+    if (!lazy || method !== "mount" || transfer !== "urls" || size <= LAZY_THRESHOLD) return undefined;
+    // Without them no part of it can be checked before all of it is there.
+    if (digests === null) return undefined;
+    const { signal } = operation.controller;
+    const urls = this.#openUrls(operation, request.urls, emit, WHOLE_OBJECT);
+    const layers = dirname(file);
+    try {
+      return await mountRemote({
+        layers,
+        backupId,
+        archive: { ...archive, digests },
+        urls,
+        limits: this.limits,
+        signal,
+      });
+    } catch (error) {
+      if (!(error instanceof ToolError)) throw error;
+      log("remote-archive", { outcome: "not-allowed", backupId, message: error.message });
+      return undefined;
+    }
+  }
+
+  /** The directory works, whatever comes of this; what it cannot bring, its readers are told. */
+  async #keepWhenFilled(
+    { filled }: RemoteLayer,
+    { backupId, archive }: RestoreRequest,
+    { controller: { signal } }: Operation,
+  ): Promise<void> {
+    const given = withResolvers<void>();
+    signal.addEventListener("abort", () => given.resolve());
+    if (signal.aborted) given.resolve();
+    const kept = filled.then(
+      (file) => this.#cache.keep(file, { backupId, ...archive }),
+      () => {}, // It was logged, or the directory was replaced meanwhile.
+    );
+    await Promise.race([kept, given.promise]);
   }
 
   async #fetch(request: RestoreRequest, file: string, emit: Emit<RestoreEvent>, operation: Operation): Promise<void> {

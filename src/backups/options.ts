@@ -73,6 +73,11 @@ export interface DirectoryBackup {
 
 /** Options of `restoreBackup`. */
 export interface RestoreOptions {
+  /**
+   * Mount a large archive at once, and fetch it while it is read. With false all of it is fetched before. Archives of
+   * Sandbox SDK 0.12 are always fetched before, since no part of them can be checked by itself. @default true
+   */
+  lazy?: boolean | undefined;
   /** Stops the restore; the call then rejects with the signal's reason, and the directory is as it was. */
   signal?: AbortSignal | undefined;
   /** Called a few times a second. When it throws, the restore is stopped and the call rejects with what it threw. */
@@ -176,8 +181,8 @@ const handleSchema = z.object(
 );
 
 const restoreOptionsSchema = z.strictObject(
-  { signal: signalSchema, onProgress: onProgressSchema },
-  { error: unknownKeys("have to be an object { signal?, onProgress? }") },
+  { lazy: flag, signal: signalSchema, onProgress: onProgressSchema },
+  { error: unknownKeys("have to be an object { lazy?, signal?, onProgress? }") },
 ) satisfies z.ZodType<RestoreOptions, RestoreOptions>;
 
 /** Options of `createBackup` with their defaults filled in. */

@@ -12,6 +12,8 @@ export interface RestoreDeps extends OperationOptions {
   connect: () => Promise<AgentClient>;
   now: () => Date;
   newId: () => string;
+  /** Keeps the Durable Object running for what goes on after the call. */
+  waitUntil: (work: Promise<unknown>) => void;
 }
 
 /**
@@ -21,12 +23,13 @@ export interface RestoreDeps extends OperationOptions {
 export async function restoreBackup(
   deps: RestoreDeps,
   { id, dir }: { id: string; dir: string },
+  lazy: boolean,
 ): Promise<RestoreBackupResult> {
   try {
     const [metadata, stored] = await Promise.all([readMetadata(deps.bucket, id, dir), headArchive(deps.bucket, id)]);
     assertNotExpired(metadata, deps.now());
     const archive = assertUnchanged(stored, metadata, dir);
-    await fetchArchive(deps, dir, archive, metadata);
+    await fetchArchive(deps, dir, archive, metadata, lazy);
     return { success: true, dir, id };
   } catch (error) {
     deps.signal.throwIfAborted();
@@ -56,17 +59,19 @@ function assertUnchanged(
 }
 
 async function fetchArchive(
-  { connect, transport, newId, signal, onProgress }: RestoreDeps,
+  { connect, transport, newId, waitUntil, signal, onProgress }: RestoreDeps,
   dir: string,
   stored: StoredArchive,
   { id, digests, sha256 }: BackupMetadata,
+  lazy: boolean,
 ): Promise<void> {
   const { transfer, method } = transport;
   const download = transport.download(id, stored);
   const [urls, agent] = await Promise.all([download.firstUrls(), connect()]);
   const archive = { ...stored, digests: digests ?? null, sha256: sha256 ?? null };
-  const request = { operationId: newId(), backupId: id, dir, archive, transfer, method, urls };
-  await agent.restore(request, download, { signal, onProgress });
+  const request = { operationId: newId(), backupId: id, dir, archive, transfer, method, lazy, urls };
+  const { rest } = await agent.restore(request, download, { signal, onProgress });
+  waitUntil(rest);
 }
 
 const OWN_CODES = new Set(["INVALID_BACKUP_CONFIG", "BACKUP_NOT_FOUND", "BACKUP_EXPIRED"]);

@@ -69,9 +69,19 @@ export class AgentClient {
   /**
    * Restores a directory from an archive that is fetched from the bucket.
    * When this rejects, for whatever reason, nothing of it runs any more.
+   * @returns what still runs when the directory is restored: the rest of its archive is fetched, by URLs that are signed
+   *   meanwhile. It never rejects.
    */
-  async restore(request: RestoreRequest, handler: TransferHandler, options: OperationOptions): Promise<void> {
-    await this.#operate(agentRoutes.restores, request, restoreEventSchema, handler, options);
+  async restore(
+    request: RestoreRequest,
+    handler: TransferHandler,
+    options: OperationOptions,
+  ): Promise<{ rest: Promise<void> }> {
+    const mounted = withResolvers<void>();
+    const ended = this.#operate(agentRoutes.restores, request, restoreEventSchema, handler, options, mounted.resolve);
+    await Promise.race([mounted.promise, ended]);
+    // The agent logs what comes of it.
+    return { rest: ended.then(() => {}).catch(() => {}) };
   }
 
   /** Runs a command. Ends with the event `complete`; stopping to read, or the signal, ends the command. */
@@ -134,6 +144,7 @@ export class AgentClient {
     schema: z.ZodType<ArchiveEvent | RestoreEvent>,
     handler: TransferHandler,
     { signal, onProgress }: OperationOptions,
+    onMounted = () => {},
   ): Promise<ArchiveEvent | RestoreEvent> {
     const id = request.operationId;
     const operation: AgentOperation = {
@@ -155,6 +166,9 @@ export class AgentClient {
             break;
           case "need-transfer":
             answers.add(handler.move(operation, event.size));
+            break;
+          case "mounted":
+            onMounted();
             break;
           case "error":
             throw errorFromJSON(event.error);

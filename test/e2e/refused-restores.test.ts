@@ -5,7 +5,7 @@ import { MiB } from "../../src/protocol.js";
 import type { CallError, TestSandbox } from "../support/client.js";
 import { eventually } from "../support/eventually.js";
 import type { Fault } from "../support/fault-proxy.js";
-import { needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
+import { NO_CACHE, needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
 
 const dir = "/workspace/dir";
 const archiveKey = ({ id }: DirectoryBackup) => `backups/${id}/data.sqsh`;
@@ -117,7 +117,7 @@ describe.each([
       message: "its digests do not fit the archive's size",
     },
   ])("$what", async ({ damage, error: expected, message }) => {
-    const sandbox = newSandbox();
+    const sandbox = newSandbox(NO_CACHE);
     const backup = await backUp(sandbox, localBucket);
     await damage(backup);
 
@@ -128,7 +128,7 @@ describe.each([
   });
 
   test("a backup that there never was", async () => {
-    const sandbox = newSandbox();
+    const sandbox = newSandbox(NO_CACHE);
     await sandbox.exec("mkdir dir");
 
     const error = await refuse(sandbox, { id: randomUUID(), dir, ...(localBucket && { localBucket }) });
@@ -137,7 +137,7 @@ describe.each([
   });
 
   test("an archive of which one byte was changed, wherever it is", async () => {
-    const sandbox = newSandbox();
+    const sandbox = newSandbox(NO_CACHE);
     const backup = await backUp(sandbox, localBucket);
     const archive = await worker.getObject(archiveKey(backup));
     const { length } = archive;

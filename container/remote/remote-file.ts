@@ -1,0 +1,205 @@
+import { closeSync, openSync, readSync } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
+import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
+import { ChunkHasher, DamagedArchiveError } from "../backup/digests.js";
+import { type RemoteArchive, receiveRange } from "../backup/download.js";
+import { ObjectClient, ObjectRequestError, type RequestLimits, type UrlSource } from "../backup/object-request.js";
+
+/**
+ * An archive in the bucket as a file that is there at once: what is read of it is fetched first, and all the rest in the
+ * background. No byte is given out before its chunk's digest was checked.
+ */
+
+/** How long a read waits for its bytes, in ms. */
+const READ_TIMEOUT = 60_000;
+
+/** Memory for chunks that are on their way in the background, in bytes; and how many there are at most. */
+const FILL_MEMORY = 16 * MiB;
+const MOST_FILLERS = 8;
+
+/** How often filling is taken up again that failed, and the pause before, in ms. */
+const FILL_ATTEMPTS = 10;
+const FILL_PAUSE = 5_000;
+
+/** Where the superblock of squashfs 4.0 has the offset of the tables, which lie behind all data: a file system is looked up by them. */
+const INODE_TABLE_START = 64;
+const SUPERBLOCK_SIZE = 96;
+
+export interface RemoteFileOptions {
+  /** Where it is kept; made anew. */
+  path: string;
+  archive: RemoteArchive & { digests: NonNullable<RemoteArchive["digests"]> };
+  urls: UrlSource;
+  limits: RequestLimits;
+  /** Told once why nothing more will come of the bucket. */
+  onFailure: (error: Error) => void;
+}
+
+export class RemoteFile implements Disposable {
+  readonly size: number;
+  readonly #chunkSize: number;
+  /** By chunk: 1 where it is in the file and has been checked. */
+  readonly #present: Uint8Array;
+  /** Chunks that are being read for, by number. */
+  readonly #wanted = new Map<number, Promise<void>>();
+  readonly #ended = new AbortController();
+  readonly #client: ObjectClient;
+  #failure: Error | undefined;
+
+  private constructor(
+    private readonly options: RemoteFileOptions,
+    private readonly file: FileHandle,
+    /** For reads that must not wait for one of Node's threads. */
+    private readonly fd: number,
+  ) {
+    const { size, digests } = options.archive;
+    this.size = size;
+    this.#chunkSize = digests.chunkSize;
+    this.#present = new Uint8Array(Math.ceil(size / digests.chunkSize));
+    this.#client = new ObjectClient(options.urls, options.limits, this.#ended.signal);
+  }
+
+  static async open(options: RemoteFileOptions): Promise<RemoteFile> {
+    const file = await open(options.path, "w+", 0o600);
+    await file.truncate(options.archive.size);
+    return new RemoteFile(options, file, openSync(options.path, "r"));
+  }
+
+  /**
+   * Bytes of the file; at once where they are there.
+   * @throws when they cannot be fetched, at the latest after 60 s
+   */
+  read(offset: number, length: number): Buffer | Promise<Buffer> {
+    const missing = this.#chunksOf(offset, length).filter((chunk) => this.#present[chunk] !== 1);
+    if (missing.length === 0) return this.#readPresent(offset, length);
+    return this.#fetchWanted(missing).then(() => this.#readPresent(offset, length));
+  }
+
+  /**
+   * Fetches all that is not there, the tables of the file system first.
+   * @throws what the bucket answers, when that does not change
+   */
+  async fill(): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await this.#fillOnce();
+        return;
+      } catch (error) {
+        if (this.#failure !== undefined || attempt === FILL_ATTEMPTS) throw error;
+        await delay(FILL_PAUSE * attempt, undefined, { signal: this.#ended.signal });
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#ended.abort(new Error("the archive was taken away"));
+    this.#client[Symbol.dispose]();
+    closeSync(this.fd);
+    // Nobody is told any more; the descriptor ends with the process.
+    this.file.close().catch(() => {});
+  }
+
+  async #fillOnce(): Promise<void> {
+    const last = this.#present.length - 1;
+    await this.#fetchWanted([...new Set([0, last])]);
+    const superblock = this.#readPresent(0, Math.min(SUPERBLOCK_SIZE, this.size));
+    const tables = superblock.length < SUPERBLOCK_SIZE ? 0n : superblock.readBigUInt64LE(INODE_TABLE_START);
+    const first = Math.min(last, Math.floor(Number(tables) / this.#chunkSize));
+    const order = [...range(first, last + 1), ...range(0, first)];
+    let next = 0;
+    let failure: { error: unknown } | undefined;
+    const filler = async () => {
+      while (failure === undefined && next < order.length) {
+        const chunk = order[next++] ?? 0;
+        try {
+          // Who waits for other bytes goes first.
+          while (this.#wanted.size > 0) await Promise.allSettled(this.#wanted.values());
+          if (this.#present[chunk] !== 1) await this.#fetch(chunk);
+        } catch (error) {
+          failure ??= { error };
+        }
+      }
+    };
+    const fillers = Math.max(1, Math.min(MOST_FILLERS, Math.floor(FILL_MEMORY / this.#chunkSize)));
+    await Promise.all(Array.from({ length: fillers }, filler));
+    if (failure !== undefined) throw (failure as { error: unknown }).error;
+  }
+
+  async #fetchWanted(chunks: readonly number[]): Promise<void> {
+    const timeout = AbortSignal.timeout(READ_TIMEOUT);
+    const timedOut = new Promise<never>((_, reject) => {
+      timeout.addEventListener("abort", () => reject(new Error(`nothing came for ${READ_TIMEOUT / 1000} s`)));
+    });
+    timedOut.catch(() => {}); // It may come too late to be of interest.
+    await Promise.race([Promise.all(chunks.map((chunk) => this.#want(chunk))), timedOut]);
+  }
+
+  /** Fetches a chunk that is read for; once for all who want it. */
+  #want(chunk: number): Promise<void> {
+    if (this.#present[chunk] === 1) return Promise.resolve();
+    const known = this.#wanted.get(chunk);
+    if (known !== undefined) return known;
+    const fetching = this.#fetch(chunk).finally(() => this.#wanted.delete(chunk));
+    this.#wanted.set(chunk, fetching);
+    return fetching;
+  }
+
+  async #fetch(chunk: number): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure;
+    const { digests } = this.options.archive;
+    const start = chunk * this.#chunkSize;
+    const end = Math.min(start + this.#chunkSize, this.size);
+    const bytes = Buffer.allocUnsafe(end - start);
+    try {
+      await this.#client.send({
+        method: "GET",
+        part: WHOLE_OBJECT,
+        headers: { range: `bytes=${start}-${end - 1}`, "if-match": `"${this.options.archive.etag}"` },
+        receive: (response) =>
+          receiveRange(response, start, end, async (piece, position) => void piece.copy(bytes, position - start)),
+      });
+      const hasher = new ChunkHasher(this.#chunkSize);
+      hasher.update(bytes);
+      digests.check(start, hasher.end());
+    } catch (error) {
+      if (isFinal(error)) this.#fail(error);
+      throw error;
+    }
+    if (this.#present[chunk] === 1) return;
+    for (let done = 0; done < bytes.length; )
+      done += (await this.file.write(bytes, done, bytes.length - done, start + done)).bytesWritten;
+    this.#present[chunk] = 1;
+  }
+
+  #fail(error: Error): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.options.onFailure(error);
+  }
+
+  #readPresent(offset: number, length: number): Buffer {
+    const bytes = Buffer.allocUnsafe(length);
+    let done = 0;
+    while (done < length) {
+      const count = readSync(this.fd, bytes, done, length - done, offset + done);
+      if (count === 0) throw new Error("the file was truncated");
+      done += count;
+    }
+    return bytes;
+  }
+
+  #chunksOf(offset: number, length: number): number[] {
+    if (length === 0) return [];
+    return range(Math.floor(offset / this.#chunkSize), Math.floor((offset + length - 1) / this.#chunkSize) + 1);
+  }
+}
+
+/** Another answer is not to be hoped for. */
+function isFinal(error: unknown): error is Error {
+  return error instanceof DamagedArchiveError || (error instanceof ObjectRequestError && !error.isTransient);
+}
+
+function range(start: number, end: number): number[] {
+  return Array.from({ length: Math.max(0, end - start) }, (_, index) => start + index);
+}

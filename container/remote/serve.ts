@@ -1,0 +1,80 @@
+import { constants, openSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { ExpectedDigests } from "../backup/digests.js";
+import { DEFAULT_REQUEST_LIMITS, type UrlSource } from "../backup/object-request.js";
+import { runTool } from "../run.js";
+import { mountOptions, serveFile } from "./fuse-file.js";
+import { type Report, type ServeRequest, serveRequestSchema, urlMessageSchema } from "./messages.js";
+import { RemoteFile } from "./remote-file.js";
+
+/**
+ * A process that serves one remote archive as a file. Not the agent itself: that reads restored directories too, and would
+ * wait for what only it could bring.
+ */
+export async function serveArchive(): Promise<void> {
+  const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+  const first = await lines.next();
+  const request = serveRequestSchema.parse(JSON.parse(first.value ?? ""));
+  const { size, etag } = request;
+  const remote = await RemoteFile.open({
+    path: request.file,
+    archive: { size, etag, digests: new ExpectedDigests(request.digests, size) },
+    urls: new AgentUrls(request.url, lines),
+    limits: { ...DEFAULT_REQUEST_LIMITS, stallTimeout: request.stallTimeout },
+    onFailure: (error) => report({ type: "failed", message: error.message }),
+  });
+  remote.fill().then(
+    () => report({ type: "filled" }),
+    (error: unknown) => report({ type: "failed", message: error instanceof Error ? error.message : String(error) }),
+  );
+  const device = await mountFile(request);
+  await serveFile(device, remote);
+  // A thread may still wait for the device, and Node would wait for the thread.
+  process.kill(process.pid, "SIGKILL");
+}
+
+/** @returns the descriptor that the kernel's requests come to */
+async function mountFile({ mountPoint }: ServeRequest): Promise<number> {
+  const device = openSync("/dev/fuse", constants.O_RDWR);
+  // mount(8) gets it as its descriptor 3. -i: without the helper of libfuse, which may be missing.
+  await runTool("mount", ["-i", "-t", "fuse", "-o", mountOptions(3), "sandbox-backup", mountPoint], {
+    inherit: [device],
+  });
+  return device;
+}
+
+function report(message: Report): void {
+  process.stdout.write(`${JSON.stringify(message)}\n`);
+}
+
+/** The archive's URL; the agent knows how to get another. */
+class AgentUrls implements UrlSource {
+  #url: Promise<string>;
+
+  constructor(
+    url: string,
+    private readonly answers: AsyncIterator<string>,
+  ) {
+    this.#url = Promise.resolve(url);
+  }
+
+  get(): Promise<string> {
+    return this.#url;
+  }
+
+  async renew(_part: number, refused: string): Promise<string> {
+    const current = this.#url;
+    // Requests side by side are refused together: the first asks, the others wait for its answer.
+    if ((await current) === refused && this.#url === current) this.#url = this.#ask();
+    return this.#url;
+  }
+
+  async #ask(): Promise<string> {
+    report({ type: "need-url" });
+    const { value } = await this.answers.next();
+    const { url } = urlMessageSchema.parse(JSON.parse(value ?? '{ "url": null }'));
+    if (url === null)
+      throw new Error("the URL of the archive has expired, and there is nobody any more who gives another");
+    return url;
+  }
+}
