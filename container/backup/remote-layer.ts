@@ -5,7 +5,7 @@ import { type RestoreRequest, WHOLE_OBJECT } from "../../src/protocol.js";
 import { log } from "../log.js";
 import { reportSchema, type ServeRequest, type UrlMessage } from "../remote/messages.js";
 import type { RunningProcess } from "../run.js";
-import { withResolvers } from "../with-resolvers.js";
+import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
 import { archivePath, type Layer, startServer } from "./layers.js";
 import type { RequestLimits, UrlSource } from "./object-request.js";
 
@@ -43,11 +43,11 @@ export async function mountRemote(options: RemoteLayerOptions): Promise<RemoteLa
   const url = await urls.get(WHOLE_OBJECT);
   const { stallTimeout } = limits;
   const request: ServeRequest = { mountPoint, file, size, etag, digests, url, stallTimeout };
-  const filled = withResolvers<void>();
+  const filled = withResolvers<string>();
   const converse = (process: RunningProcess) => follow(process, request, options, filled);
   const program = process.argv[1] ?? "";
   const layer = await startServer([process.execPath], [program, SERVE_ARCHIVE], mountPoint, signal, converse);
-  return { layer, filled: filled.promise.then(() => file) };
+  return { layer, filled: filled.promise };
 }
 
 /** Tells the process what to serve, gives it the URLs that it asks for, and settles `filled` by what it reports. */
@@ -55,7 +55,7 @@ function follow(
   { stdin, stdout, exited }: RunningProcess,
   request: ServeRequest,
   { urls, backupId }: RemoteLayerOptions,
-  filled: { resolve: () => void; reject: (reason: unknown) => void },
+  filled: PromiseWithResolversOf<string>,
 ): void {
   let { url } = request;
   const send = (message: ServeRequest | UrlMessage) => stdin.write(`${JSON.stringify(message)}\n`);
@@ -71,7 +71,7 @@ function follow(
   createInterface({ input: stdout }).on("line", (line) => {
     const report = reportSchema.parse(JSON.parse(line));
     if (report.type === "need-url") void renew();
-    else if (report.type === "filled") filled.resolve();
+    else if (report.type === "filled") filled.resolve(request.file);
     else {
       log("remote-archive", { outcome: "failed", backupId, message: report.message });
       filled.reject(new Error(report.message));

@@ -14,6 +14,9 @@ import { ObjectClient, ObjectRequestError, type RequestLimits, type UrlSource } 
 /** How long a read waits for its bytes, in ms. */
 const READ_TIMEOUT = 60_000;
 
+/** For so long after a read has failed others fail at once, in ms: the kernel tries each several times. */
+const OUTAGE = 10_000;
+
 /** Memory for chunks that are on their way in the background, in bytes; and how many there are at most. */
 const FILL_MEMORY = 16 * MiB;
 const MOST_FILLERS = 8;
@@ -32,6 +35,8 @@ export interface RemoteFileOptions {
   archive: RemoteArchive & { digests: NonNullable<RemoteArchive["digests"]> };
   urls: UrlSource;
   limits: RequestLimits;
+  /** How long a read waits for its bytes, in ms. @default 60,000 */
+  readTimeout?: number;
   /** Told once why nothing more will come of the bucket. */
   onFailure: (error: Error) => void;
 }
@@ -46,6 +51,8 @@ export class RemoteFile implements Disposable {
   readonly #ended = new AbortController();
   readonly #client: ObjectClient;
   #failure: Error | undefined;
+  /** The last read that failed, while nothing has come since. */
+  #outage: { error: unknown; since: number } | undefined;
 
   private constructor(
     private readonly options: RemoteFileOptions,
@@ -102,7 +109,7 @@ export class RemoteFile implements Disposable {
 
   async #fillOnce(): Promise<void> {
     const last = this.#present.length - 1;
-    await this.#fetchWanted([...new Set([0, last])]);
+    await Promise.all([this.#want(0), this.#want(last)]);
     const superblock = this.#readPresent(0, Math.min(SUPERBLOCK_SIZE, this.size));
     const tables = superblock.length < SUPERBLOCK_SIZE ? 0n : superblock.readBigUInt64LE(INODE_TABLE_START);
     const first = Math.min(last, Math.floor(Number(tables) / this.#chunkSize));
@@ -127,12 +134,19 @@ export class RemoteFile implements Disposable {
   }
 
   async #fetchWanted(chunks: readonly number[]): Promise<void> {
-    const timeout = AbortSignal.timeout(READ_TIMEOUT);
+    if (this.#outage !== undefined && Date.now() - this.#outage.since < OUTAGE) throw this.#outage.error;
+    const { readTimeout = READ_TIMEOUT } = this.options;
+    const timeout = AbortSignal.timeout(readTimeout);
     const timedOut = new Promise<never>((_, reject) => {
-      timeout.addEventListener("abort", () => reject(new Error(`nothing came for ${READ_TIMEOUT / 1000} s`)));
+      timeout.addEventListener("abort", () => reject(new Error(`nothing came for ${readTimeout / 1000} s`)));
     });
     timedOut.catch(() => {}); // It may come too late to be of interest.
-    await Promise.race([Promise.all(chunks.map((chunk) => this.#want(chunk))), timedOut]);
+    try {
+      await Promise.race([Promise.all(chunks.map((chunk) => this.#want(chunk))), timedOut]);
+    } catch (error) {
+      this.#outage = { error, since: Date.now() };
+      throw error;
+    }
   }
 
   /** Fetches a chunk that is read for; once for all who want it. */
@@ -170,6 +184,7 @@ export class RemoteFile implements Disposable {
     for (let done = 0; done < bytes.length; )
       done += (await this.file.write(bytes, done, bytes.length - done, start + done)).bytesWritten;
     this.#present[chunk] = 1;
+    this.#outage = undefined;
   }
 
   #fail(error: Error): void {
