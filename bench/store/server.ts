@@ -130,10 +130,22 @@ async function send(object: Blob, network: Network, request: IncomingMessage, re
       await pass(chunk.length);
       // The client has gone away.
       if (response.destroyed) return;
-      if (!response.write(chunk)) await Promise.race([once(response, "drain"), once(response, "close")]);
+      if (!response.write(chunk)) await writable(response);
     }
   }
   response.end();
+}
+
+/** Resolves when more can be written, or nobody reads any more. */
+function writable(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off("drain", done).off("close", done);
+      resolve();
+    };
+    response.on("drain", done).on("close", done);
+    if (response.destroyed) done();
+  });
 }
 
 /** `bytes=0-99`, `bytes=100-` or `bytes=-100`; undefined for none. `end` is exclusive. */
