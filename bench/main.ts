@@ -22,6 +22,9 @@ const RESULTS = new URL("./results", import.meta.url).pathname;
 const start = performance.now();
 const say = (line: string) => console.log(`${clock(performance.now() - start)}  ${line}`);
 
+/** The user has had enough. */
+class Interrupted extends Error {}
+
 async function bench(options: Options): Promise<number> {
   const wanted = MEASUREMENTS.filter(
     ({ id, profile, data }) =>
@@ -34,17 +37,26 @@ async function bench(options: Options): Promise<number> {
   if (chosen.length === 0) throw new UsageError("Nothing is measured with all of these options together.");
   say(`${chosen.length} measurements on ${describeMachine()}`);
   const system = await System.start();
+  const interrupt = new AbortController();
   const interrupted = new Promise<never>((_, reject) => {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => reject(new Error(signal)));
+    interrupt.signal.addEventListener("abort", () => reject(interrupt.signal.reason));
   });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => interrupt.abort(new Interrupted(signal)));
+  }
   try {
-    return await Promise.race([measureAll(system, chosen, options), interrupted]);
+    return await Promise.race([measureAll(system, chosen, options, interrupt.signal), interrupted]);
   } finally {
     await system.stop();
   }
 }
 
-async function measureAll(system: System, chosen: readonly Measurement[], options: Options): Promise<number> {
+async function measureAll(
+  system: System,
+  chosen: readonly Measurement[],
+  options: Options,
+  signal: AbortSignal,
+): Promise<number> {
   const all: Measured[] = [];
   let failures = 0;
   const sets = dataSets(options.quick);
@@ -56,6 +68,7 @@ async function measureAll(system: System, chosen: readonly Measurement[], option
       try {
         all.push(await measure(context, measurement, options.rounds));
       } catch (error) {
+        signal.throwIfAborted();
         // The others are worth their time all the same.
         failures += 1;
         say(`  FAILED: ${titleOf(measurement)}: ${error instanceof Error ? error.message : error}`);
@@ -123,7 +136,13 @@ try {
   if (options.help) console.log(USAGE);
   else process.exitCode = await bench(options);
 } catch (error) {
-  if (!(error instanceof UsageError)) throw error;
-  console.error(`${error.message}\n\n${USAGE}`);
-  process.exitCode = 2;
+  if (error instanceof Interrupted) {
+    console.error(`Interrupted by ${error.message}: there are no results.`);
+    process.exitCode = 1;
+  } else if (error instanceof UsageError) {
+    console.error(`${error.message}\n\n${USAGE}`);
+    process.exitCode = 2;
+  } else {
+    throw error;
+  }
 }

@@ -110,31 +110,23 @@ export class DataContext {
   /** Checks once what restores of both ways give, the package's by these layers. */
   async checkRestores(...layers: SandboxKind["layers"][]): Promise<void> {
     const { handle, object } = await this.backups();
-    const checkOnce = (
-      how: string,
-      { root, ...kind }: SandboxKind & { root: boolean },
-      restore: (sandbox: BenchSandbox) => Promise<unknown>,
-    ) => {
+    const checkOnce = (how: string, kind: SandboxKind, restore: (sandbox: BenchSandbox) => Promise<unknown>) => {
       const check = () =>
         this.unhurried(() =>
           this.with(this.empty(kind), async (sandbox) => {
             await restore(sandbox);
             const source = await this.source();
-            this.assertSame(how, await source.manifest({ root }), await sandbox.manifest({ root }));
+            this.assertSame(how, await source.digest(), await sandbox.digest());
           }),
         );
       const checked = this.#checked.get(how) ?? check();
       this.#checked.set(how, checked);
       return checked;
     };
-    // The straightforward way loses the attributes of the directory itself.
-    await checkOnce("the baseline's restore", { root: false }, (sandbox) =>
-      sandbox.tool("restore", { dir: DIR, object }),
-    );
+    await checkOnce("the baseline's restore", {}, (sandbox) => sandbox.tool("restore", { dir: DIR, object }));
     for (const kind of layers.length === 0 ? [undefined] : layers) {
       const how = kind === undefined ? "our restore" : `our restore (${kind})`;
-      const options = { root: true, ...(kind && { layers: kind }) };
-      await checkOnce(how, options, (sandbox) => sandbox.restoreBackup(handle));
+      await checkOnce(how, kind ? { layers: kind } : {}, (sandbox) => sandbox.restoreBackup(handle));
     }
   }
 

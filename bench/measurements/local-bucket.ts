@@ -35,11 +35,11 @@ const localBucket: Measurement = {
   async prepare(context) {
     const { system } = context;
     const sandbox = await context.filled({ path: "localBucket" });
-    const before = await sandbox.manifest({ root: true });
+    const before = await sandbox.digest();
     let { handle } = await sandbox.createBackup();
     await sandbox.exec(`rm -rf ${DIR} && mkdir ${DIR}`);
     await sandbox.restoreBackup(handle);
-    context.assertSame("a restore by localBucket", before, await sandbox.manifest({ root: true }));
+    context.assertSame("a restore by localBucket", before, await sandbox.digest());
 
     const archive = await sandbox.outside(ARCHIVE);
     const fetched = join(system.directory, KEY);

@@ -7,12 +7,14 @@ import type { Measurement, Series, Target, Values } from "./measurement.ts";
 
 const WARM = "the caches could not be dropped (root may), so what is called cold is warm";
 
-/** A restored directory whose archive has arrived, and whose pages no cache holds. */
-function restored(
+type Work = (sandbox: BenchSandbox) => Promise<Values>;
+
+/** Works in a directory whose archive has arrived, and whose pages no cache holds. */
+function inRestored(
   context: DataContext,
   kind: SandboxKind,
-  work: (sandbox: BenchSandbox) => Promise<Values>,
   restore: (sandbox: BenchSandbox) => Promise<unknown>,
+  work: Work,
 ): Promise<Values> {
   return context.with(context.empty(kind), async (sandbox) => {
     await context.unhurried(() => restore(sandbox));
@@ -21,46 +23,49 @@ function restored(
   });
 }
 
-async function withOurs(context: DataContext) {
-  const { handle, object } = await context.backups();
-  return {
-    ours: (kind: SandboxKind, work: (sandbox: BenchSandbox) => Promise<Values>) =>
-      restored(context, kind, work, (sandbox) => sandbox.restoreBackup(handle)),
-    baseline: (work: (sandbox: BenchSandbox) => Promise<Values>) =>
-      restored(context, {}, work, (sandbox) => sandbox.tool("restore", { dir: DIR, object })),
-    handle,
-    object,
-  };
+async function inOurs(context: DataContext, kind: SandboxKind, work: Work): Promise<Values> {
+  const { handle } = await context.backups();
+  return inRestored(context, kind, (sandbox) => sandbox.restoreBackup(handle), work);
 }
 
-/** Which of the layers can be had here, and a line on each. */
-async function tryLayers(context: DataContext, kinds: readonly NonNullable<SandboxKind["layers"]>[]) {
+async function inBaseline(context: DataContext, work: Work): Promise<Values> {
+  const { object } = await context.backups();
+  return inRestored(context, {}, (sandbox) => sandbox.tool("restore", { dir: DIR, object }), work);
+}
+
+/** What a directory of ours is made of in such a sandbox. */
+async function layersOf(context: DataContext, kind: SandboxKind): Promise<string[]> {
   const { handle } = await context.backups();
+  return context.unhurried(() =>
+    context.with(context.empty(kind), async (sandbox) => {
+      await sandbox.restoreBackup(handle);
+      return sandbox.layers();
+    }),
+  );
+}
+
+/** Which of the layers can be had here, and a line on each that cannot. */
+async function tryLayers(context: DataContext, kinds: readonly NonNullable<SandboxKind["layers"]>[]) {
   const available: NonNullable<SandboxKind["layers"]>[] = [];
   const notes: string[] = [];
   for (const kind of kinds) {
-    const layers = await context.unhurried(() =>
-      context.with(context.empty({ layers: kind }), async (sandbox) => {
-        await sandbox.restoreBackup(handle);
-        return sandbox.layers();
-      }),
-    );
-    const isFuse = layers[0]?.startsWith("fuse.") ?? false;
-    if (isFuse === (kind === "fuse")) available.push(kind);
+    // That a machine does not have them is a result.
+    const layers = await layersOf(context, { layers: kind }).catch((error: unknown) => [String(error)]);
+    const got = layers[0]?.startsWith("fuse.") ? "fuse" : layers[0] === "overlay" ? "kernel" : undefined;
+    if (got === kind) available.push(kind);
     else notes.push(`${kind} layers cannot be had here: asked for them, the restore gave ${layers.join(" over ")}`);
   }
   return { available, notes };
 }
 
-async function describeLayers(context: DataContext): Promise<string> {
-  const { handle } = await context.backups();
-  const layers = await context.unhurried(() =>
-    context.with(context.empty(), async (sandbox) => {
-      await sandbox.restoreBackup(handle);
-      return sandbox.layers();
-    }),
-  );
-  return `our restored directory is ${layers.join(" over ")}`;
+/** What a reader has to know of a measurement of ours with the layers that the package takes by itself. */
+async function describeOurs(context: DataContext): Promise<string[]> {
+  const layers = await layersOf(context, {});
+  return [`our restored directory is ${layers.join(" over ")}`, ...(await describeCaches())];
+}
+
+async function describeCaches(): Promise<string[]> {
+  return (await dropCaches()) ? [] : [WARM];
 }
 
 const timed = (command: string) => async (sandbox: BenchSandbox) => ({
@@ -86,16 +91,15 @@ function read(
     targets,
     async prepare(context) {
       const { available, notes } = await tryLayers(context, ["kernel", "fuse"]);
-      await context.checkRestores(...available);
+      await context.checkRestores(undefined, ...available);
       const { handle, object } = await context.backups();
-      const { ours } = await withOurs(context);
       const series: Record<string, Series> = {
         baseline: () =>
           context.with(context.empty(), async (sandbox) => {
-            const { duration } = await sandbox.tool("restore", { dir: DIR, object });
+            const restore = await sandbox.tool("restore", { dir: DIR, object });
             await dropCaches();
-            const command_ = (await sandbox.timedExec(command)).duration;
-            return { command: command_, total: duration + command_ };
+            const { duration } = await sandbox.timedExec(command);
+            return { command: duration, total: restore.duration + duration };
           }),
         ours: () =>
           context.with(context.empty(), async (sandbox) => {
@@ -105,9 +109,9 @@ function read(
       };
       for (const layers of available) {
         series[layers] = () =>
-          ours({ layers }, async (sandbox) => ({ command: (await sandbox.timedExec(command)).duration }));
+          inOurs(context, { layers }, async (sandbox) => ({ command: (await sandbox.timedExec(command)).duration }));
       }
-      return { series, notes: [...notes, ...((await dropCaches()) ? [] : [WARM])] };
+      return { series, notes: [...notes, ...(await describeCaches())] };
     },
   };
 }
@@ -127,7 +131,6 @@ function work(
     targets,
     async prepare(context) {
       await context.checkRestores();
-      const { ours, baseline } = await withOurs(context);
       const source = await context.source();
       const plain = async () => {
         const copy = "/workspace/copy";
@@ -137,8 +140,12 @@ function work(
       };
       const here = `cd ${DIR} && ${command(context)}`;
       return {
-        series: { plain, baseline: () => baseline(timed(here)), ours: () => ours({}, timed(here)) },
-        notes: [await describeLayers(context), ...((await dropCaches()) ? [] : [WARM])],
+        series: {
+          plain,
+          baseline: () => inBaseline(context, timed(here)),
+          ours: () => inOurs(context, {}, timed(here)),
+        },
+        notes: await describeOurs(context),
       };
     },
   };
@@ -153,7 +160,6 @@ const createAgain: Measurement = {
   targets: [nearPlain(2)],
   async prepare(context) {
     await context.checkRestores();
-    const { ours, baseline } = await withOurs(context);
     const source = await context.source();
     const object = context.newObject();
     const edit = `echo changed >> ${DIR}/package.json`;
@@ -164,17 +170,17 @@ const createAgain: Measurement = {
           return { duration: (await source.createBackup()).duration };
         },
         baseline: () =>
-          baseline(async (sandbox) => {
+          inBaseline(context, async (sandbox) => {
             await sandbox.exec(edit);
             return { duration: (await sandbox.tool("create", { dir: DIR, object })).duration };
           }),
         ours: () =>
-          ours({}, async (sandbox) => {
+          inOurs(context, {}, async (sandbox) => {
             await sandbox.exec(edit);
             return { duration: (await sandbox.createBackup()).duration };
           }),
       },
-      notes: [await describeLayers(context), ...((await dropCaches()) ? [] : [WARM])],
+      notes: await describeOurs(context),
     };
   },
 };

@@ -4,7 +4,7 @@ import { formatGain, formatValue } from "./format.ts";
 /** The results as a picture: for each thing that was measured a bar of the baseline and one of ours, to one scale. */
 
 const WIDTH = 960;
-const LABELS = 330;
+const LABELS = 372;
 const VALUES = 110;
 const GAIN = 70;
 const BAR = 11;
@@ -38,13 +38,13 @@ ${shown.map((row, index) => bars(row, TOP + index * ROW)).join("\n")}
 
 function legend(): string {
   const entries = [
-    ["baseline", BASELINE],
-    ["ours, faster", FASTER],
-    ["ours, slower", SLOWER],
+    ["baseline", BASELINE, 320],
+    ["ours, faster", FASTER, 228],
+    ["ours, slower", SLOWER, 114],
   ] as const;
   return entries
-    .map(([name, color], index) => {
-      const x = WIDTH - 330 + index * 110;
+    .map(([name, color, fromRight]) => {
+      const x = WIDTH - fromRight;
       return `<rect x="${x}" y="24" width="${BAR}" height="${BAR}" fill="${color}"/>${text(x + 17, 34, name, 'font-size="12"')}`;
     })
     .join("");

@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 /** What is in the bucket. In memory: the machine's disk belongs to what is measured. */
 
 /** Bytes as they came. */
-export interface Blob {
+export interface Content {
   chunks: readonly Buffer[];
   size: number;
   /** Without quotes. */
@@ -27,21 +27,21 @@ const LEAST_PART = 5 * 1024 * 1024;
 
 interface MultipartUpload {
   key: string;
-  parts: Map<number, Blob>;
+  parts: Map<number, Content>;
 }
 
 export class Objects {
-  readonly #objects = new Map<string, Blob>();
+  readonly #objects = new Map<string, Content>();
   readonly #uploads = new Map<string, MultipartUpload>();
 
-  get(key: string): Blob {
+  get(key: string): Content {
     const object = this.#objects.get(key);
     if (object === undefined) throw new S3Error(404, "NoSuchKey");
     return object;
   }
 
-  put(key: string, blob: Blob): void {
-    this.#objects.set(key, blob);
+  put(key: string, content: Content): void {
+    this.#objects.set(key, content);
   }
 
   delete(key: string): void {
@@ -59,31 +59,31 @@ export class Objects {
     return id;
   }
 
-  putPart(key: string, uploadId: string, number: number, blob: Blob): void {
-    this.#upload(key, uploadId).parts.set(number, blob);
+  putPart(key: string, uploadId: string, number: number, content: Content): void {
+    this.#upload(key, uploadId).parts.set(number, content);
   }
 
   /** @param list the parts in the order in which they make the object */
-  completeUpload(key: string, uploadId: string, list: readonly { number: number; etag: string }[]): Blob {
+  completeUpload(key: string, uploadId: string, list: readonly { number: number; etag: string }[]): Content {
     const { parts } = this.#upload(key, uploadId);
-    const blobs = list.map(({ number, etag }, index) => {
+    const inOrder = list.map(({ number, etag }, index) => {
       const part = parts.get(number);
       if (part === undefined || part.etag !== etag) throw new S3Error(400, "InvalidPart");
       const previous = list[index - 1];
       if (previous !== undefined && previous.number >= number) throw new S3Error(400, "InvalidPartOrder");
       return part;
     });
-    const [first] = blobs;
+    const [first] = inOrder;
     if (first === undefined) throw new S3Error(400, "MalformedXML");
     // R2, unlike S3, wants all but the last of one size.
-    for (const part of blobs.slice(0, -1)) {
+    for (const part of inOrder.slice(0, -1)) {
       if (part.size < LEAST_PART) throw new S3Error(400, "EntityTooSmall");
       if (part.size !== first.size) throw new S3Error(400, "InvalidPart");
     }
     const object = {
-      chunks: blobs.flatMap(({ chunks }) => chunks),
-      size: blobs.reduce((sum, { size }) => sum + size, 0),
-      etag: `${newEtag()}-${blobs.length}`,
+      chunks: inOrder.flatMap(({ chunks }) => chunks),
+      size: inOrder.reduce((sum, { size }) => sum + size, 0),
+      etag: `${newEtag()}-${inOrder.length}`,
     };
     this.#objects.set(key, object);
     this.#uploads.delete(uploadId);
@@ -107,8 +107,8 @@ export function newEtag(): string {
   return randomBytes(16).toString("hex");
 }
 
-/** Those of the bytes of a blob from `start` up to, not including, `end`. */
-export function* slices({ chunks }: Blob, start: number, end: number): Generator<Buffer> {
+/** Those of the bytes of an object from `start` up to, not including, `end`. */
+export function* slices({ chunks }: Content, start: number, end: number): Generator<Buffer> {
   let offset = 0;
   for (const chunk of chunks) {
     if (offset >= end) return;

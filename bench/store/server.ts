@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { json, text } from "node:stream/consumers";
 import { PROFILES, type Profile } from "../profiles.ts";
 import { Network } from "./network.ts";
-import { type Blob, newEtag, Objects, S3Error, slices } from "./objects.ts";
+import { type Content, newEtag, Objects, S3Error, slices } from "./objects.ts";
 
 /**
  * An S3 server for the benchmark: as much of the API as backups use, at a bandwidth and a latency that can be set.
@@ -70,13 +70,14 @@ async function serve(
   switch (request.method) {
     case "GET":
     case "HEAD":
+      await network.firstByte();
       return send(objects.get(key), network, request, response);
     case "PUT": {
-      const blob = await receive(network, request);
-      if (uploadId === null) objects.put(key, blob);
-      else objects.putPart(key, uploadId, partNumber, blob);
+      const content = await receive(network, request);
+      if (uploadId === null) objects.put(key, content);
+      else objects.putPart(key, uploadId, partNumber, content);
       await network.firstByte();
-      response.writeHead(200, { etag: `"${blob.etag}"` }).end();
+      response.writeHead(200, { etag: `"${content.etag}"` }).end();
       return;
     }
     case "POST": {
@@ -100,7 +101,7 @@ async function serve(
   }
 }
 
-async function receive(network: Network, request: IncomingMessage): Promise<Blob> {
+async function receive(network: Network, request: IncomingMessage): Promise<Content> {
   const pass = network.message("up");
   const chunks: Buffer[] = [];
   let size = 0;
@@ -112,8 +113,12 @@ async function receive(network: Network, request: IncomingMessage): Promise<Blob
   return { chunks, size, etag: newEtag() };
 }
 
-async function send(object: Blob, network: Network, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  await network.firstByte();
+async function send(
+  object: Content,
+  network: Network,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
   const ifMatch = request.headers["if-match"];
   if (ifMatch !== undefined && ifMatch !== `"${object.etag}"`) throw new S3Error(412, "PreconditionFailed");
   const range = readRange(request.headers.range, object.size);
