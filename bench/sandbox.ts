@@ -20,6 +20,9 @@ export interface Handle {
 /** Where the data is, in every sandbox. */
 export const DIR = "/workspace/data";
 
+/** Where the baseline's restore leaves the archive that it mounts. */
+export const BASELINE_ARCHIVE = "/var/backups/baseline/archive.sqsh";
+
 const TOOL = await readFile(new URL("./inside/tool.ts", import.meta.url), "utf8");
 
 /** One sandbox, from outside: by the Worker, and by what this machine shows of it. */
@@ -94,11 +97,11 @@ export class BenchSandbox {
   }
 
   /**
-   * A digest of all that is in the directory: names, contents, modes, owners and times. Not of the directory's own
+   * A digest of all that is in a directory: names, contents, modes, owners and times. Not of the directory's own
    * attributes, which the straightforward way loses.
    */
-  async digest(): Promise<string> {
-    return (await this.exec(`cd ${DIR} && ls -A | tar --sort=name -cf - -T - | sha256sum`)).slice(0, 64);
+  async digest(dir = DIR): Promise<string> {
+    return (await this.exec(`cd ${dir} && ls -A | tar --sort=name -cf - -T - | sha256sum`)).slice(0, 64);
   }
 
   /** The file systems that a restored directory is made of, its own first: `overlay`, `squashfs`. */
