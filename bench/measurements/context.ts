@@ -139,6 +139,12 @@ export class DataContext {
     return checked;
   }
 
+  /** Has the store forget a backup that nobody restores. */
+  async forget({ handle, object }: Partial<Backups>): Promise<void> {
+    if (handle !== undefined) await this.system.store.forget(`backups/${handle.id}/`);
+    if (object !== undefined) await this.system.store.forget(`${object.slice(object.indexOf("baseline/"))}/`);
+  }
+
   /** How far away the store is from now on. */
   async useProfile(name: ProfileName): Promise<void> {
     this.#profile = name;

@@ -1,6 +1,6 @@
 import type { DataSetName } from "../data/sets.ts";
 import type { ProfileName } from "../profiles.ts";
-import { DIR } from "../sandbox.ts";
+import { DIR, type Handle } from "../sandbox.ts";
 import type { Measurement, Row, Target } from "./measurement.ts";
 
 /** createBackup of a plain directory, beside the baseline and its two halves alone. */
@@ -24,16 +24,29 @@ function create(data: DataSetName, profile: ProfileName, targets: readonly Targe
       const source = await context.source();
       await source.tool("compress", { dir: DIR, archive: ARCHIVE });
       const object = context.newObject();
+      let latest: Handle | undefined;
       return {
         series: {
-          baseline: () => context.withTraffic(async () => (await source.tool("create", { dir: DIR, object })).duration),
-          ours: () => context.withTraffic(async () => (await source.createBackup()).duration),
+          baseline: async () => {
+            await context.forget({ object });
+            return context.withTraffic(async () => (await source.tool("create", { dir: DIR, object })).duration);
+          },
+          ours: async () => {
+            if (latest !== undefined) await context.forget({ handle: latest });
+            return context.withTraffic(async () => {
+              const { handle, duration } = await source.createBackup();
+              latest = handle;
+              return duration;
+            });
+          },
           "compress alone": async () => ({
             duration: (await source.tool("compress", { dir: DIR, archive: ARCHIVE })).duration,
           }),
-          "send alone": async () => ({
-            duration: (await source.tool("send", { archive: ARCHIVE, object: `${object}/data.sqsh` })).duration,
-          }),
+          "send alone": async () => {
+            await context.forget({ object });
+            const sent = await source.tool("send", { archive: ARCHIVE, object: `${object}/data.sqsh` });
+            return { duration: sent.duration };
+          },
         },
       };
     },

@@ -40,6 +40,12 @@ export class Store {
     await this.#ask("DELETE", "objects");
   }
 
+  /** Forgets the objects under a prefix of their keys, when nothing is being moved any more. */
+  async forget(prefix: string): Promise<void> {
+    await this.settle();
+    await this.#ask("DELETE", `objects?prefix=${encodeURIComponent(prefix)}`);
+  }
+
   /** From now on traffic is counted from zero. */
   async countAnew(): Promise<void> {
     await this.#ask("DELETE", "traffic");

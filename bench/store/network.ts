@@ -11,6 +11,9 @@ export type Traffic = {
   fetched: number;
 };
 
+/** Shorter waits add up to one, in ms: a timer for every chunk would cost more than it tells. */
+const SHORTEST_WAIT = 4;
+
 type Direction = "up" | "down";
 
 /** The way between the store and its clients: slow as the profile says, and counted. */
@@ -62,14 +65,17 @@ export class Network {
     if (this.#profile.latency > 0) await delay(this.#profile.latency);
   }
 
-  /** The two bandwidths that the bytes of one message share, its own connection's and everyone's. */
-  message(direction: Direction): (bytes: number) => Promise<void> {
+  /**
+   * The two bandwidths that the bytes of one message share, its own connection's and everyone's.
+   * @returns what is told of bytes and says how long to wait before the next, in ms
+   */
+  message(direction: Direction): (bytes: number) => number {
     const own = new Rate(this.#profile[direction].connection);
     const total = this.#total[direction];
-    return async (bytes) => {
+    return (bytes) => {
       this.#traffic[direction === "up" ? "sent" : "fetched"] += bytes;
       const wait = Math.max(own.reserve(bytes), total.reserve(bytes));
-      if (wait >= 1) await delay(wait);
+      return wait < SHORTEST_WAIT ? 0 : wait;
     };
   }
 }

@@ -2,9 +2,9 @@ import { randomBytes } from "node:crypto";
 
 /** What is in the bucket. In memory: the machine's disk belongs to what is measured. */
 
-/** Bytes as they came. */
+/** Of an object, or of a part of one. */
 export interface Content {
-  chunks: readonly Buffer[];
+  pieces: readonly Buffer[];
   size: number;
   /** Without quotes. */
   etag: string;
@@ -25,6 +25,9 @@ export class S3Error extends Error {
 /** R2's limit on parts of a multipart upload, but for the last. */
 const LEAST_PART = 5 * 1024 * 1024;
 
+/** How much is sent at once, in bytes: little enough that connections share the bandwidth evenly. */
+const SLICE = 128 * 1024;
+
 interface MultipartUpload {
   key: string;
   parts: Map<number, Content>;
@@ -33,6 +36,8 @@ interface MultipartUpload {
 export class Objects {
   readonly #objects = new Map<string, Content>();
   readonly #uploads = new Map<string, MultipartUpload>();
+  /** What forgotten objects were in. Memory that is new to the process costs as much time as all else here. */
+  #spare: Buffer[] = [];
 
   get(key: string): Content {
     const object = this.#objects.get(key);
@@ -48,9 +53,26 @@ export class Objects {
     this.#objects.delete(key);
   }
 
+  /** Room for the content of one message. */
+  allocate(size: number): Buffer {
+    const index = this.#spare.findIndex(({ length }) => length === size);
+    const [spare] = index === -1 ? [] : this.#spare.splice(index, 1);
+    return spare ?? Buffer.allocUnsafeSlow(size);
+  }
+
+  /** Removes the objects under a prefix, which nobody reads any more. */
+  forget(prefix: string): void {
+    for (const [key, { pieces }] of this.#objects) {
+      if (!key.startsWith(prefix)) continue;
+      this.#objects.delete(key);
+      this.#spare.push(...pieces);
+    }
+  }
+
   clear(): void {
     this.#objects.clear();
     this.#uploads.clear();
+    this.#spare = [];
   }
 
   createUpload(key: string): string {
@@ -81,7 +103,7 @@ export class Objects {
       if (part.size !== first.size) throw new S3Error(400, "InvalidPart");
     }
     const object = {
-      chunks: inOrder.flatMap(({ chunks }) => chunks),
+      pieces: inOrder.flatMap(({ pieces }) => pieces),
       size: inOrder.reduce((sum, { size }) => sum + size, 0),
       etag: `${newEtag()}-${inOrder.length}`,
     };
@@ -107,14 +129,14 @@ export function newEtag(): string {
   return randomBytes(16).toString("hex");
 }
 
-/** Those of the bytes of an object from `start` up to, not including, `end`. */
-export function* slices({ chunks }: Content, start: number, end: number): Generator<Buffer> {
+/** The bytes from `start` up to, not including, `end`, a little at a time. */
+export function* slices({ pieces }: Content, start: number, end: number): Generator<Buffer> {
   let offset = 0;
-  for (const chunk of chunks) {
-    if (offset >= end) return;
-    if (offset + chunk.length > start) {
-      yield chunk.subarray(Math.max(0, start - offset), Math.min(chunk.length, end - offset));
+  for (const piece of pieces) {
+    const last = Math.min(piece.length, end - offset);
+    for (let from = Math.max(0, start - offset); from < last; from += SLICE) {
+      yield piece.subarray(from, Math.min(last, from + SLICE));
     }
-    offset += chunk.length;
+    offset += piece.length;
   }
 }

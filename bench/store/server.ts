@@ -1,6 +1,8 @@
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { json, text } from "node:stream/consumers";
+import { finished } from "node:stream/promises";
+import { setTimeout as delay } from "node:timers/promises";
 import { PROFILES, type Profile } from "../profiles.ts";
 import { Network } from "./network.ts";
 import { type Content, newEtag, Objects, S3Error, slices } from "./objects.ts";
@@ -16,7 +18,7 @@ export async function startStore(): Promise<{ server: Server; origin: string }> 
   const server = createServer((request, response) => {
     const url = new URL(request.url ?? "/", "http://store");
     const work = url.pathname.startsWith("/-/")
-      ? control(objects, network, url.pathname, request, response)
+      ? control(objects, network, url, request, response)
       : network.request(() => serve(objects, network, url, request, response));
     work.catch((error: unknown) => refuse(response, error));
   });
@@ -33,16 +35,18 @@ export async function startStore(): Promise<{ server: Server; origin: string }> 
 async function control(
   objects: Objects,
   network: Network,
-  path: string,
+  url: URL,
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
-  switch (`${request.method} ${path}`) {
+  const prefix = url.searchParams.get("prefix");
+  switch (`${request.method} ${url.pathname}`) {
     case "PUT /-/profile":
       network.useProfile((await json(request)) as Profile);
       break;
     case "DELETE /-/objects":
-      objects.clear();
+      if (prefix === null) objects.clear();
+      else objects.forget(prefix);
       break;
     case "DELETE /-/traffic":
       network.countAnew();
@@ -73,7 +77,7 @@ async function serve(
       await network.firstByte();
       return send(objects.get(key), network, request, response);
     case "PUT": {
-      const content = await receive(network, request);
+      const content = await receive(objects, network, request);
       if (uploadId === null) objects.put(key, content);
       else objects.putPart(key, uploadId, partNumber, content);
       await network.firstByte();
@@ -101,16 +105,22 @@ async function serve(
   }
 }
 
-async function receive(network: Network, request: IncomingMessage): Promise<Content> {
+async function receive(objects: Objects, network: Network, request: IncomingMessage): Promise<Content> {
+  const length = Number(request.headers["content-length"] ?? Number.NaN);
+  if (Number.isNaN(length)) throw new S3Error(411, "MissingContentLength");
   const pass = network.message("up");
-  const chunks: Buffer[] = [];
+  const bytes = objects.allocate(length);
   let size = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
-    chunks.push(chunk);
-    size += chunk.length;
-    await pass(chunk.length);
-  }
-  return { chunks, size, etag: newEtag() };
+  // An iteration over the request would cost as much as all the rest.
+  request.on("data", (chunk: Buffer) => {
+    size += chunk.copy(bytes, size);
+    const wait = pass(chunk.length);
+    if (wait === 0) return;
+    request.pause();
+    setTimeout(() => request.resume(), wait);
+  });
+  await finished(request);
+  return { pieces: [bytes], size, etag: newEtag() };
 }
 
 async function send(
@@ -132,7 +142,8 @@ async function send(
   if (request.method === "GET") {
     const pass = network.message("down");
     for (const chunk of slices(object, start, end)) {
-      await pass(chunk.length);
+      const wait = pass(chunk.length);
+      if (wait > 0) await delay(wait);
       // The client has gone away.
       if (response.destroyed) return;
       if (!response.write(chunk)) await writable(response);

@@ -85,6 +85,17 @@ test.each([
   expect([refused.status, await refused.text()]).toEqual([400, `<Error><Code>${code}</Code></Error>`]);
 });
 
+test("what is forgotten is gone, and its room is used again", async () => {
+  await ask("PUT", "/bucket/a/1", "first");
+  await ask("PUT", "/bucket/b/1", "other");
+  expect((await ask("DELETE", "/-/objects?prefix=a/")).status).toBe(204);
+  await ask("PUT", "/bucket/c/1", "third");
+
+  expect((await ask("GET", "/bucket/a/1")).status).toBe(404);
+  expect(await (await ask("GET", "/bucket/b/1")).text()).toBe("other");
+  expect(await (await ask("GET", "/bucket/c/1")).text()).toBe("third");
+});
+
 test("an upload that was aborted is gone", async () => {
   const { uploadId, complete } = await sendParts(new Uint8Array(1));
   expect((await ask("DELETE", `/bucket/key?uploadId=${uploadId}`)).status).toBe(204);
