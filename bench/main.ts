@@ -2,8 +2,9 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { MINIATURE_JOB, NODE_APP_JOB } from "./data/node-app.ts";
 import { type DataSetName, dataSets } from "./data/sets.ts";
+import { describeLoad, describeMachine } from "./machine.ts";
 import { MEASUREMENTS } from "./measurements/all.ts";
-import { DataContext, describeMachine } from "./measurements/context.ts";
+import { DataContext } from "./measurements/context.ts";
 import type { Measurement, Values } from "./measurements/measurement.ts";
 import { type Options, readOptions, USAGE, UsageError } from "./options.ts";
 import { chart } from "./report/chart.ts";
@@ -58,6 +59,7 @@ async function measureAll(
   signal: AbortSignal,
 ): Promise<number> {
   const all: Measured[] = [];
+  const load = describeLoad();
   let failures = 0;
   const sets = dataSets(options.quick);
   for (const name of new Set<DataSetName>(chosen.map(({ data }) => data))) {
@@ -76,7 +78,7 @@ async function measureAll(
     }
     await context.close();
   }
-  await report(all, options);
+  await report(all, load, options);
   return failures === 0 ? 0 : 1;
 }
 
@@ -100,11 +102,12 @@ async function measure(context: DataContext, measurement: Measurement, rounds: n
 }
 
 /** Prints the tables, and leaves everything in files. */
-async function report(all: readonly Measured[], { quick, rounds }: Options): Promise<void> {
+async function report(all: readonly Measured[], load: readonly string[], { quick, rounds }: Options): Promise<void> {
   const rows = resultRows(all);
   const targets = targetResults(all);
   const notes = [
     ...(quick ? ["a quick run, on miniatures of the data: these times mean nothing"] : []),
+    ...load,
     ...new Set(all.flatMap((measured) => measured.notes)),
   ];
   const tables = resultTables(rows, targets, notes);

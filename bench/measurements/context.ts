@@ -1,5 +1,4 @@
 import { writeFile } from "node:fs/promises";
-import { cpus } from "node:os";
 import type { DataSet, DataSetName } from "../data/sets.ts";
 import type { ProfileName } from "../profiles.ts";
 import { run } from "../run.ts";
@@ -188,10 +187,4 @@ export async function dropCaches(): Promise<boolean> {
     // Only root may: what is called cold is warm then, and the table says so.
     () => false,
   );
-}
-
-/** What the results depend on. */
-export function describeMachine(): string {
-  const [first] = cpus();
-  return `${cpus().length} × ${first?.model ?? "unknown processor"}, Node ${process.versions.node}`;
 }
