@@ -12,10 +12,15 @@ interface Env {
   BACKUP_BUCKET_NAME: string;
 }
 
+/** Longer than a run: a sandbox that waits for its turn keeps its data. */
+const SLEEP_AFTER = "24h";
+
 type StoreEnv = Omit<Env, "BACKUP_BUCKET"> & { BACKUP_BUCKET: StoreBucket };
 
 /** Its bucket is the benchmark's store. A name `<layers>@…` says which layers its restored directories get. */
 export class Sandbox extends PackageSandbox<StoreEnv> {
+  override sleepAfter = SLEEP_AFTER;
+
   constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, { ...env, BACKUP_BUCKET: new StoreBucket(env.BACKUP_BUCKET_ENDPOINT, env.BACKUP_BUCKET_NAME) });
     const layers = /^([\w-]+)@/.exec(ctx.id.name ?? "")?.[1];
@@ -24,7 +29,9 @@ export class Sandbox extends PackageSandbox<StoreEnv> {
 }
 
 /** Its bucket is the R2 binding. */
-export class LocalSandbox extends PackageSandbox<Env> {}
+export class LocalSandbox extends PackageSandbox<Env> {
+  override sleepAfter = SLEEP_AFTER;
+}
 
 export default {
   async fetch(request, env): Promise<Response> {
