@@ -8,6 +8,7 @@ export default defineConfig({
       "test/unit/vitest.earliest.config.ts",
       "test/agent",
       "test/dev",
+      "test/bench",
       "test/package",
       "test/e2e",
     ],

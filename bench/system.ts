@@ -1,0 +1,96 @@
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { request } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { type DevServer, freePort, startDevServer } from "../test/support/dev-server.ts";
+import { BenchSandbox, type SandboxKind } from "./sandbox.ts";
+import { Store } from "./store/client.ts";
+import type { Calls, StepResult } from "./worker/src/calls.ts";
+
+const WORKER_CONFIG = new URL("./worker/wrangler.jsonc", import.meta.url).pathname;
+
+/** The store, and `sandbox-backup dev` with the benchmark's Worker. */
+export class System {
+  readonly store: Store;
+  /** For files of the benchmark itself. */
+  readonly directory: string;
+  readonly #server: DevServer;
+  readonly #url: string;
+  #sandboxes = 0;
+
+  private constructor(store: Store, server: DevServer, url: string, directory: string) {
+    this.store = store;
+    this.directory = directory;
+    this.#server = server;
+    this.#url = url;
+  }
+
+  static async start(): Promise<System> {
+    const directory = await mkdtemp(join(tmpdir(), "sbb-"));
+    const store = await Store.start();
+    try {
+      const temp = join(directory, "t");
+      await mkdir(temp);
+      const port = await freePort();
+      const server = await startDevServer({
+        config: WORKER_CONFIG,
+        directory: join(directory, "dev"),
+        port,
+        args: ["--var", `BACKUP_BUCKET_ENDPOINT:${store.origin}`],
+        env: { TMPDIR: temp, WRANGLER_SEND_METRICS: "false" },
+      });
+      return new System(store, server, `http://127.0.0.1:${port}`, directory);
+    } catch (error) {
+      await store.stop();
+      await rm(directory, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  async stop(): Promise<void> {
+    await this.#server.stop();
+    await this.store.stop();
+    await rm(this.directory, { recursive: true, force: true });
+  }
+
+  /** Starts a sandbox with nothing in it. */
+  async newSandbox(kind: SandboxKind = {}): Promise<BenchSandbox> {
+    this.#sandboxes += 1;
+    const name = `${kind.layers === undefined ? "" : `${kind.layers}@`}s${this.#sandboxes}`;
+    const sandbox = new BenchSandbox(this, name, kind);
+    await sandbox.start();
+    return sandbox;
+  }
+
+  /** What the Worker made of the calls. */
+  async perform(calls: Calls): Promise<StepResult[]> {
+    return JSON.parse(await this.ask("POST", "/calls", JSON.stringify(calls))) as StepResult[];
+  }
+
+  /**
+   * Asks the Worker, however long it takes.
+   * @throws with the Worker's words when it fails
+   */
+  async ask(
+    method: string,
+    path: string,
+    body?: string | { stream: NodeJS.ReadableStream; size: number },
+    receive: (answer: NodeJS.ReadableStream) => Promise<string> = text,
+  ): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const length = typeof body === "string" ? Buffer.byteLength(body) : body?.size;
+      const headers = length === undefined ? {} : { "content-length": length };
+      const outgoing = request(`${this.#url}${path}`, { method, headers }, (response) => {
+        const ok = response.statusCode !== undefined && response.statusCode < 300;
+        (ok ? receive(response) : text(response)).then(
+          (answer) => (ok ? resolve(answer) : reject(new Error(answer))),
+          reject,
+        );
+      });
+      outgoing.once("error", reject);
+      if (typeof body === "object") body.stream.pipe(outgoing);
+      else outgoing.end(body);
+    });
+  }
+}
