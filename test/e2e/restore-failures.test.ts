@@ -2,7 +2,7 @@ import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { beforeAll, describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
 import type { TestSandbox } from "../support/client.js";
-import { needsPath, newSandbox, system, worker } from "./context.js";
+import { needsPath, newSandbox, worker } from "./context.js";
 import { tracesOf } from "./traces.js";
 
 /** Stores an archive as a backup that fits it; without `digest` as an older writer did, which recorded none. */
@@ -79,17 +79,16 @@ describe.each([
   });
 
   // It takes the right to mount.
-  test.skipIf(!system.hasProduction)(
-    "an archive that does not fit into the agent's store is refused, and all is as before",
-    async () => {
-      const sandbox = newSandbox();
-      await sandbox.exec("mount -t tmpfs -o size=3m tmpfs /var/backups");
-      await prepare(sandbox);
-      const backup = await storeBackup(archive, { digest: true, localBucket });
+  test("an archive that does not fit into the agent's store is refused, and all is as before", {
+    meta: { mounts: true },
+  }, async () => {
+    const sandbox = newSandbox();
+    await sandbox.exec("mount -t tmpfs -o size=3m tmpfs /var/backups");
+    await prepare(sandbox);
+    const backup = await storeBackup(archive, { digest: true, localBucket });
 
-      expect(await expectRefused(sandbox, backup)).toContain("No space left");
-    },
-  );
+    expect(await expectRefused(sandbox, backup)).toContain("No space left");
+  });
 
   test("a damaged archive is refused by its digest, and all is as before", async () => {
     const sandbox = await prepare();
