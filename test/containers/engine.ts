@@ -18,7 +18,10 @@ const BASE_IMAGE = "debian:trixie-slim";
 const START_TIMEOUT = 30_000;
 
 /** Debian's packages of the programs that a machine without Docker needs. */
-const PACKAGES = { dockerd: "docker.io", debootstrap: "debootstrap" };
+const PACKAGES = { dockerd: "docker.io", debootstrap: "debootstrap", ip: "iproute2" };
+
+/** From Debian 13 on, docker itself is not in docker.io any more. */
+const CLIENT_PACKAGE = "docker-cli";
 
 /** The network of the tests' own engine; no packet leaves the machine by it. */
 const BRIDGE = { name: "sandbox-e2e0", address: "172.29.0.1/24" };
@@ -131,7 +134,9 @@ async function installMissing(): Promise<void> {
   for (const [program, name] of Object.entries(PACKAGES)) if (!(await isInstalled(program))) missing.push(name);
   if (missing.length > 0 && (await canInstall())) {
     console.error(`Installing ${missing.join(", ")} …`);
-    return installPackages(missing);
+    await installPackages(missing);
+    if (!(await isInstalled("docker"))) await installPackages([CLIENT_PACKAGE]);
+    return;
   }
   if (missing.length === 0 && process.getuid?.() === 0) return;
   const install = `apt-get install --no-install-recommends ${Object.values(PACKAGES).join(" ")}`;
