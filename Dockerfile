@@ -17,6 +17,6 @@ COPY dist/agent.js /opt/sandbox-backup/agent.js
 WORKDIR /workspace
 EXPOSE 3000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
-  CMD ["node", "-e", "fetch('http://127.0.0.1:3000/v1/health').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+  CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/3000 && printf 'GET /v1/health HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ $status = 200 ]"]
 # tini reaps what commands leave behind, and passes the platform's SIGTERM on to the agent.
 ENTRYPOINT ["tini", "--", "node", "/opt/sandbox-backup/agent.js"]

@@ -1,7 +1,7 @@
 // Takes the place of the side-car that workerd starts beside each container, in the container's network: it lets workerd in,
 // and the container out to those ports of the host's loopback that the directory /host has a socket for. When it listens, it
 // makes the file /ready/<its first argument>.
-// Plain JavaScript, because it runs on the image's own Node.
+// Plain JavaScript, because nothing else is in the container.
 import { readdirSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
 import { connect, createServer } from "node:net";

@@ -4,7 +4,7 @@ import { text } from "node:stream/consumers";
 
 /**
  * Stands before a container engine's socket and passes everything on, but for two things: containers are created as
- * `adapt` says, and one image counts as pulled. It is how tests change what workerd asks of the engine.
+ * `adapt` says, and images are pulled as `pull` says. It is how tests change what workerd asks of the engine.
  */
 
 /** What a container is created with: the fields of the engine's API that are changed here, and all others. */
@@ -29,8 +29,8 @@ export interface EngineApiOptions {
   adapt: (spec: ContainerSpec, name: string) => ContainerSpec | Promise<ContainerSpec>;
   /** Told after a container has started; whoever started it hears of that when this resolves. */
   started: (name: string) => Promise<void>;
-  /** An image that is never pulled, because `adapt` puts another in its place. */
-  standIn: string;
+  /** Told before an image is pulled; where the answer is false, it counts as pulled. */
+  pull: (image: string) => Promise<boolean>;
 }
 
 export class EngineApi {
@@ -48,6 +48,11 @@ export class EngineApi {
     return api;
   }
 
+  /** Where it listens. */
+  get socket(): string {
+    return this.options.socket;
+  }
+
   stop(): void {
     this.server.close();
     this.server.closeAllConnections();
@@ -56,12 +61,11 @@ export class EngineApi {
   async #answer(incoming: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(incoming.url ?? "/", "http://engine");
     const call = `${incoming.method} ${url.pathname.replace(/^\/v[\d.]+/, "")}`;
-    if (call === "POST /images/create" && this.#isStandIn(url.searchParams)) {
-      response.writeHead(200, { "content-type": "application/json" });
-      return void response.end('{"status":"Image is up to date"}\n');
-    }
     try {
-      if (call === "POST /containers/create") {
+      if (call === "POST /images/create" && !(await this.options.pull(imageOf(url.searchParams)))) {
+        response.writeHead(200, { "content-type": "application/json" });
+        response.end('{"status":"Image is up to date"}\n');
+      } else if (call === "POST /containers/create") {
         const spec = JSON.stringify(
           await this.options.adapt(JSON.parse(await text(incoming)), url.searchParams.get("name") ?? ""),
         );
@@ -77,15 +81,8 @@ export class EngineApi {
         );
       }
     } catch (error) {
-      response.writeHead(500, { "content-type": "application/json" });
-      response.end(JSON.stringify({ message: String(error) }));
+      refuse(response, error);
     }
-  }
-
-  /** The image's name is given in full: `docker.io/library/<name>`. */
-  #isStandIn(query: URLSearchParams): boolean {
-    const name = `${query.get("fromImage")}:${query.get("tag")}`;
-    return name === this.options.standIn || name.endsWith(`/${this.options.standIn}`);
   }
 
   #forward(
@@ -95,7 +92,11 @@ export class EngineApi {
   ) {
     const outgoing = this.#request(incoming, newLength);
     outgoing.on("response", async (answer) => {
-      await before?.();
+      try {
+        await before?.();
+      } catch (error) {
+        return refuse(response, error);
+      }
       response.writeHead(answer.statusCode ?? 502, answer.headers);
       answer.pipe(response);
     });
@@ -131,6 +132,17 @@ export class EngineApi {
       headers: headers.flat(),
     });
   }
+}
+
+function refuse(response: ServerResponse, error: unknown): void {
+  response.writeHead(500, { "content-type": "application/json" });
+  response.end(JSON.stringify({ message: String(error) }));
+}
+
+/** The image that a pull is for, as a user would name it: the engine is given `docker.io/library/<name>`. */
+function imageOf(query: URLSearchParams): string {
+  const name = (query.get("fromImage") ?? "").replace(/^docker\.io\/(library\/)?/, "");
+  return query.get("tag") ? `${name}:${query.get("tag")}` : name;
 }
 
 /** Each stream's data goes to the other, and the end of one ends both. */

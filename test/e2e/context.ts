@@ -2,10 +2,17 @@ import { randomUUID } from "node:crypto";
 import { afterAll, beforeEach, inject } from "vitest";
 import { type TestSandbox, Worker } from "../support/client.js";
 import { FaultControl } from "../support/fault-proxy.js";
+import type { System } from "./system.js";
 
 /** What the tests of the suite share. */
-export const system = inject("system");
+export const system = systemOf(inject("runtime"));
 export const worker = new Worker(system);
+
+function systemOf(runtime: string): System {
+  const found = inject("systems")[runtime];
+  if (found === undefined) throw new Error(`The system of the runtime ${runtime} was not started.`);
+  return found;
+}
 
 const made: TestSandbox[] = [];
 
@@ -28,10 +35,19 @@ afterAll(async () => {
   await Promise.all(made.map((sandbox) => sandbox.call("destroy", [])));
 }, 120_000);
 
-/** In a suite of tests of one path of the archive: skips them where the runtime lacks it. */
+declare module "vitest" {
+  interface TaskMeta {
+    /** The test takes a runtime whose sandboxes may mount, by whichever path archives go. */
+    mounts?: boolean;
+  }
+}
+
+/** In a suite of tests of one path of the archive: skips those that the runtime lacks, or leaves to another. */
 export function needsPath(localBucket: boolean): void {
-  beforeEach(({ skip }) => {
-    skip(!localBucket && !system.hasProduction, "this runtime lacks the production path: presigned URLs and FUSE");
+  beforeEach(({ skip, task }) => {
+    const mounts = task.meta.mounts ?? !localBucket;
+    skip(mounts && !system.hasProduction, "this runtime lacks the production path: presigned URLs and FUSE");
+    skip(!mounts && (system.leavesLocalBucket ?? false), "another runtime of this run takes the localBucket path");
   });
 }
 

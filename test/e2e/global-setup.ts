@@ -1,15 +1,19 @@
 import type { TestProject } from "vitest/node";
-import { type System, startSystem } from "./system.js";
+import { chosenRuntime, type System, startSystems } from "./system.js";
 
 declare module "vitest" {
   export interface ProvidedContext {
-    system: Omit<System, "stop">;
+    /** What the tests run against: the name of one of the systems. */
+    runtime: string;
+    systems: Record<string, System>;
   }
 }
 
 /** One system for all files of the suite; each test uses sandboxes of its own. */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
-  const { stop, ...system } = await startSystem();
-  project.provide("system", system);
+  const runtime = chosenRuntime();
+  const { systems, stop } = await startSystems([runtime]);
+  project.provide("runtime", runtime);
+  project.provide("systems", systems);
   return stop;
 }

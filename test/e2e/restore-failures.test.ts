@@ -79,17 +79,16 @@ describe.each([
   });
 
   // It takes the right to mount.
-  test.skipIf(!system.hasProduction)(
-    "an archive that does not fit into the agent's store is refused, and all is as before",
-    async () => {
-      const sandbox = newSandbox();
-      await sandbox.exec("mount -t tmpfs -o size=3m tmpfs /var/backups");
-      await prepare(sandbox);
-      const backup = await storeBackup(archive, { digest: true, localBucket });
+  test("an archive that does not fit into the agent's store is refused, and all is as before", {
+    meta: { mounts: true },
+  }, async () => {
+    const sandbox = newSandbox();
+    await sandbox.exec("mount -t tmpfs -o size=3m tmpfs /var/backups");
+    await prepare(sandbox);
+    const backup = await storeBackup(archive, { digest: true, localBucket });
 
-      expect(await expectRefused(sandbox, backup)).toContain("No space left");
-    },
-  );
+    expect(await expectRefused(sandbox, backup)).toContain("No space left");
+  });
 
   test("a damaged archive is refused by its digest, and all is as before", async () => {
     const sandbox = await prepare();

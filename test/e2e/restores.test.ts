@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
 import type { TestSandbox } from "../support/client.js";
-import { needsPath, newSandbox, system, worker } from "./context.js";
+import { needsPath, newSandbox, worker } from "./context.js";
 import { expectMounted } from "./traces.js";
 
 /** Makes a directory that holds `version`, and a backup of it. */
@@ -125,7 +125,7 @@ describe.each([
     await expectMounted(sandbox, ...mounted("/workspace/dir", "/workspace/copy"));
   });
 
-  test.skipIf(!system.hasProduction)("a restore over the parent of mounted directories takes them down", async () => {
+  test("a restore over the parent of mounted directories takes them down", { meta: { mounts: true } }, async () => {
     const sandbox = newSandbox();
     const inner = await backUp(sandbox, "/workspace/dir/inner", "inner");
     await sandbox.exec("rm -r dir/inner");
@@ -140,73 +140,75 @@ describe.each([
     await expectMounted(sandbox, "/workspace/dir-with-the-same-beginning", ...mounted("/workspace/dir"));
   });
 
-  test.skipIf(!system.hasProduction)(
-    "a restore over a directory that another backup is mounted on takes that down",
-    async () => {
-      const sandbox = newSandbox();
-      const first = await backUp(sandbox, "/workspace/dir", "first");
-      await sandbox.exec("rm -r dir");
-      const second = await backUp(sandbox, "/workspace/dir", "second", localBucket);
-      await sandbox.restoreBackup(first);
-      await sandbox.exec("echo edited > dir/version");
-
-      await sandbox.restoreBackup(second);
-
-      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "second", "sub/second": "second" });
-      await expectMounted(sandbox, ...mounted("/workspace/dir"));
-
-      // What was under the mount is not there any more either.
-      await sandbox.restoreBackup(first);
-      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "first", "sub/first": "first" });
-      await expectMounted(sandbox, "/workspace/dir");
-    },
-  );
-
-  test.skipIf(!system.hasProduction)(
-    "a restore into a directory below a mounted one leaves the rest of that",
-    async () => {
-      const sandbox = newSandbox();
-      const outer = await backUp(sandbox, "/workspace/dir", "outer");
-      const inner = await backUp(sandbox, "/workspace/other", "inner", localBucket);
-      await sandbox.restoreBackup(outer);
-      await sandbox.exec("echo edited > dir/version");
-
-      await sandbox.restoreBackup({ ...inner, dir: "/workspace/dir/sub" });
-      await sandbox.restoreBackup({ ...inner, dir: "/workspace/dir/new/below" });
-
-      const restored = { "sub/version": "inner", "sub/sub/inner": "inner" };
-      const below = { "new/below/version": "inner", "new/below/sub/inner": "inner" };
-      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "edited", ...restored, ...below });
-      await expectMounted(sandbox, "/workspace/dir", ...mounted("/workspace/dir/sub", "/workspace/dir/new/below"));
-
-      await sandbox.restoreBackup(outer);
-      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "outer", "sub/outer": "outer" });
-      await expectMounted(sandbox, "/workspace/dir");
-    },
-  );
-
-  test.skipIf(!system.hasProduction).each([
-    { what: "that is plain", isMounted: false },
-    { what: "that is mounted", isMounted: true },
-  ])("a process that has a file open, or is in a directory $what, does not hinder a restore", async ({ isMounted }) => {
+  test("a restore over a directory that another backup is mounted on takes that down", {
+    meta: { mounts: true },
+  }, async () => {
     const sandbox = newSandbox();
-    const backup = await backUp(sandbox, "/workspace/dir", "first", localBucket);
-    const mount = await backUp(sandbox, "/workspace/dir", "second");
-    if (isMounted) await sandbox.restoreBackup(mount);
-    await sandbox.exec("tail -f /dev/null 3< dir/version 4>> dir/log > /dev/null 2>&1 & echo $! > /root/open");
-    await sandbox.exec("cd dir/sub && tail -f /dev/null > /dev/null 2>&1 & echo $! > /root/inside");
+    const first = await backUp(sandbox, "/workspace/dir", "first");
+    await sandbox.exec("rm -r dir");
+    const second = await backUp(sandbox, "/workspace/dir", "second", localBucket);
+    await sandbox.restoreBackup(first);
+    await sandbox.exec("echo edited > dir/version");
 
-    await sandbox.restoreBackup(backup);
+    await sandbox.restoreBackup(second);
 
-    expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "first", "sub/first": "first" });
+    expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "second", "sub/second": "second" });
     await expectMounted(sandbox, ...mounted("/workspace/dir"));
-    await sandbox.exec("echo new > dir/sub/new && kill -0 $(cat /root/open) && kill $(cat /root/open /root/inside)");
-    await sandbox.restoreBackup(backup);
+
+    // What was under the mount is not there any more either.
+    await sandbox.restoreBackup(first);
     expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "first", "sub/first": "first" });
-    await expectMounted(sandbox, ...mounted("/workspace/dir"));
+    await expectMounted(sandbox, "/workspace/dir");
   });
 
-  test.skipIf(!system.hasProduction)("a restored and edited directory can be backed up and restored", async () => {
+  test("a restore into a directory below a mounted one leaves the rest of that", {
+    meta: { mounts: true },
+  }, async () => {
+    const sandbox = newSandbox();
+    const outer = await backUp(sandbox, "/workspace/dir", "outer");
+    const inner = await backUp(sandbox, "/workspace/other", "inner", localBucket);
+    await sandbox.restoreBackup(outer);
+    await sandbox.exec("echo edited > dir/version");
+
+    await sandbox.restoreBackup({ ...inner, dir: "/workspace/dir/sub" });
+    await sandbox.restoreBackup({ ...inner, dir: "/workspace/dir/new/below" });
+
+    const restored = { "sub/version": "inner", "sub/sub/inner": "inner" };
+    const below = { "new/below/version": "inner", "new/below/sub/inner": "inner" };
+    expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "edited", ...restored, ...below });
+    await expectMounted(sandbox, "/workspace/dir", ...mounted("/workspace/dir/sub", "/workspace/dir/new/below"));
+
+    await sandbox.restoreBackup(outer);
+    expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "outer", "sub/outer": "outer" });
+    await expectMounted(sandbox, "/workspace/dir");
+  });
+
+  test.each([
+    { what: "that is plain", isMounted: false },
+    { what: "that is mounted", isMounted: true },
+  ])(
+    "a process that has a file open, or is in a directory $what, does not hinder a restore",
+    { meta: { mounts: true } },
+    async ({ isMounted }) => {
+      const sandbox = newSandbox();
+      const backup = await backUp(sandbox, "/workspace/dir", "first", localBucket);
+      const mount = await backUp(sandbox, "/workspace/dir", "second");
+      if (isMounted) await sandbox.restoreBackup(mount);
+      await sandbox.exec("tail -f /dev/null 3< dir/version 4>> dir/log > /dev/null 2>&1 & echo $! > /root/open");
+      await sandbox.exec("cd dir/sub && tail -f /dev/null > /dev/null 2>&1 & echo $! > /root/inside");
+
+      await sandbox.restoreBackup(backup);
+
+      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "first", "sub/first": "first" });
+      await expectMounted(sandbox, ...mounted("/workspace/dir"));
+      await sandbox.exec("echo new > dir/sub/new && kill -0 $(cat /root/open) && kill $(cat /root/open /root/inside)");
+      await sandbox.restoreBackup(backup);
+      expect(await filesOf(sandbox, "/workspace/dir")).toEqual({ version: "first", "sub/first": "first" });
+      await expectMounted(sandbox, ...mounted("/workspace/dir"));
+    },
+  );
+
+  test("a restored and edited directory can be backed up and restored", { meta: { mounts: true } }, async () => {
     const sandbox = newSandbox();
     await sandbox.makeTree("special", "/workspace/dir");
     await sandbox.exec("mkdir dir/tree dir/tree/below && echo a > dir/tree/a && echo b > dir/tree/below/b");

@@ -1,13 +1,12 @@
 import { defineConfig } from "vitest/config";
 
-export default defineConfig({
-  test: {
-    name: "e2e",
-    root: import.meta.dirname,
-    environment: "node",
-    globalSetup: ["./global-setup.ts"],
-    include: ["*.test.ts"],
-    testTimeout: 60_000,
-    hookTimeout: 90_000,
-  },
-});
+/** The suite, whatever it runs against. */
+export const suite = {
+  root: import.meta.dirname,
+  environment: "node",
+  include: ["*.test.ts"],
+  testTimeout: 60_000,
+  hookTimeout: 90_000,
+};
+
+export default defineConfig({ test: { ...suite, name: "e2e", globalSetup: ["./global-setup.ts"] } });

@@ -3,10 +3,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { freePort, startDevServer } from "../../support/dev-server.js";
 import { FaultProxy } from "../../support/fault-proxy.js";
-import type { System } from "../system.js";
+import type { RunningSystems } from "../system.js";
 
 /** `sandbox-backup dev` with the test Worker. */
-export async function startDevelopmentHost(config: string): Promise<System> {
+export async function startDevelopmentHost(config: string): Promise<RunningSystems> {
   const directory = await mkdtemp(join(tmpdir(), "e2e-"));
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
@@ -19,15 +19,9 @@ export async function startDevelopmentHost(config: string): Promise<System> {
     const args = ["--var", `FAULTY_ENDPOINT:${proxy.origin}/cdn-cgi/local/r2/s3`];
     if (process.env.E2E_AGENT_ENV !== undefined) args.push("--var", `AGENT_ENV:${process.env.E2E_AGENT_ENV}`);
     const { pid, logFile, stop } = await startDevServer({ config, directory, port, args });
-    return {
-      url,
-      hasProduction: true,
-      hasKernelLayers: process.getuid?.() === 0,
-      faults: proxy.origin,
-      logFile,
-      pid,
-      stop: () => stop().then(release),
-    };
+    const hasKernelLayers = process.getuid?.() === 0;
+    const system = { url, hasProduction: true, hasKernelLayers, faults: proxy.origin, logFile, pid };
+    return { systems: { "development-host": system }, stop: () => stop().then(release) };
   } catch (error) {
     await release();
     throw error;
