@@ -112,11 +112,18 @@ async function mksquashfs(
   await runTool("mksquashfs", args, { signal: options.signal, ...(onStderrLine && { onStderrLine }) });
 }
 
+/** Where cgroup v2 and v1 have the container's limit, in bytes. */
+const MEMORY_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+
 /** A quarter of what the container may use. */
 async function memoryBudget(): Promise<number> {
-  const limit = await readFile("/sys/fs/cgroup/memory.max", "utf8").then(Number, () => Number.NaN);
-  // NaN: no limit ("max"), or no cgroup v2.
-  return Number.isNaN(limit) ? MOST_MEMORY : Math.min(MOST_MEMORY, Math.max(LEAST_MEMORY, limit / 4));
+  const read = (path: string) =>
+    readFile(path, "utf8").then(
+      (text) => Number(text.trim() === "max" ? Number.POSITIVE_INFINITY : text),
+      () => Number.POSITIVE_INFINITY, // The other version is in use, or none.
+    );
+  const limit = Math.min(...(await Promise.all(MEMORY_LIMITS.map(read))));
+  return Math.min(MOST_MEMORY, Math.max(LEAST_MEMORY, limit / 4));
 }
 
 /** The forms in which mksquashfs 4.5 to 4.7 names a path that it cannot read; the ends are missing with -exit-on-error. */
