@@ -11,7 +11,7 @@ import {
   SandboxUnavailableError,
   ValidationError,
 } from "../../src/index.js";
-import { type ArchiveEvent, agentRoutes } from "../../src/protocol.js";
+import { type ArchiveEvent, agentRoutes, hostErrorHeader } from "../../src/protocol.js";
 import { ScriptedAgent } from "./scripted-agent.js";
 
 let agent: ScriptedAgent;
@@ -236,6 +236,42 @@ test("backups and restores of one sandbox run one after another", async () => {
   const routes = agent.requests.map((request) => request.replace(/operations\/.*\//, "operations/…/"));
   const one = ["POST /v1/archives", "GET /v1/operations/…/archive"];
   expect(routes).toEqual([...one, ...one, ...one]);
+});
+
+describe("a sandbox that has answered", () => {
+  const stopped = () =>
+    Response.json(new SandboxUnavailableError("The sandbox does not run."), {
+      status: 503,
+      headers: { [hostErrorHeader]: "not-running" },
+    });
+
+  test("is not asked whether it runs: a call is one request", async () => {
+    const one = sandbox();
+    await one.readFile("/workspace/a");
+    await one.readFile("/workspace/a");
+    await one.readFile("/workspace/a");
+
+    expect(agent.starts).toBe(1);
+    expect(agent.requests).toHaveLength(3);
+  });
+
+  test("is started again when it has stopped, and gets the call", async () => {
+    const one = sandbox();
+    await one.readFile("/workspace/a");
+    let answers = 0;
+    agent.answers.set(agentRoutes.fileContent, () => (answers++ === 0 ? stopped() : new Response("there")));
+
+    expect((await one.readFile("/workspace/a")).content).toBe("there");
+    expect(agent.starts).toBe(2);
+  });
+
+  test("is asked whether it runs before it gets a stream, which cannot be sent twice", async () => {
+    const one = sandbox();
+    await one.readFile("/workspace/a");
+    await one.writeFile("/workspace/a", new Response("content").body ?? "");
+
+    expect(agent.starts).toBe(2);
+  });
 });
 
 test("an error that the agent answers arrives at the client as its class", async () => {

@@ -8,6 +8,8 @@ import { type ArchiveEvent, agentRoutes, type RestoreEvent } from "../../src/pro
 export class ScriptedAgent {
   /** Method and path of every request to the agent. */
   readonly requests: string[] = [];
+  /** How often the sandbox was started, or asked whether it runs. */
+  starts = 0;
   /** Bodies of requests, in the order of `requests`. */
   readonly bodies: unknown[] = [];
   /** Answers to paths that are no operations. */
@@ -26,7 +28,10 @@ export class ScriptedAgent {
   async #answer(url: string, init: RequestInit): Promise<Response> {
     const { pathname } = new URL(url);
     const [, path] = /^\/v1\/sandboxes\/[^/]+\/agent(\/.*)$/.exec(pathname) ?? [];
-    if (path === undefined) return Response.json({ instance: "1" });
+    if (path === undefined) {
+      this.starts++;
+      return Response.json({ instance: "1" });
+    }
     const method = init.method ?? "GET";
     this.requests.push(`${method} ${path}`);
     this.bodies.push(typeof init.body === "string" ? JSON.parse(init.body) : init.body);
