@@ -154,9 +154,10 @@ export class AgentClient {
     const answers = new Answers();
     try {
       signal.throwIfAborted();
-      const response = await this.#post(route, request, signal);
+      const aborted = this.#stopOnAbort(id, signal);
+      const response = await Promise.race([this.#post(route, request), aborted]);
       let last: ArchiveEvent | RestoreEvent | undefined;
-      for await (const event of readEvents(response, schema, [answers.failure, rejectionOf(signal)])) {
+      for await (const event of readEvents(response, schema, [answers.failure, aborted])) {
         switch (event.type) {
           case "progress":
             onProgress({ phase: event.phase, bytesDone: event.bytesDone, bytesExpected: event.bytesExpected });
@@ -185,6 +186,21 @@ export class AgentClient {
       await answers.settled().catch(() => {});
       throw error;
     }
+  }
+
+  /**
+   * Stops an operation when the signal aborts, and rejects with the signal's reason when it has stopped. One that is done
+   * meanwhile says so before.
+   */
+  #stopOnAbort(id: string, signal: AbortSignal): Promise<never> {
+    const { promise, reject } = withResolvers<never>();
+    const stop = async () => {
+      await this.#stop(id);
+      setTimeout(() => reject(signal.reason), LAST_WORDS);
+    };
+    signal.addEventListener("abort", () => void stop(), { once: true });
+    if (signal.aborted) void stop();
+    return promise;
   }
 
   async #answer(id: string, urls: Urls): Promise<void> {
@@ -287,14 +303,6 @@ function rethrowAsStopped(cause: unknown): never {
 
 function stopped(options?: ErrorOptions): SandboxUnavailableError {
   return new SandboxUnavailableError("The sandbox stopped during the call", {}, options);
-}
-
-/** Rejects with the signal's reason when it aborts; never resolves. */
-function rejectionOf(signal: AbortSignal): Promise<never> {
-  const { promise, reject } = withResolvers<never>();
-  signal.addEventListener("abort", () => reject(signal.reason), { once: true });
-  if (signal.aborted) reject(signal.reason);
-  return promise;
 }
 
 async function withTimeout<Value>(work: Promise<Value>, timeout: number): Promise<Value> {
