@@ -37,14 +37,16 @@ async function bench(options: Options): Promise<number> {
     : wanted;
   if (chosen.length === 0) throw new UsageError("Nothing is measured with all of these options together.");
   say(`${chosen.length} measurements on ${describeMachine()}`);
-  const system = await System.start();
   const interrupt = new AbortController();
   const interrupted = new Promise<never>((_, reject) => {
     interrupt.signal.addEventListener("abort", () => reject(interrupt.signal.reason));
   });
+  // Before it is waited for, too.
+  interrupted.catch(() => {});
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.once(signal, () => interrupt.abort(new Interrupted(signal)));
   }
+  const system = await System.start(interrupt.signal);
   try {
     return await Promise.race([measureAll(system, chosen, options, interrupt.signal), interrupted]);
   } finally {

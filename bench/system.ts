@@ -26,7 +26,8 @@ export class System {
     this.#url = url;
   }
 
-  static async start(): Promise<System> {
+  /** When it rejects, as it does when `signal` aborts meanwhile, nothing is left running. */
+  static async start(signal: AbortSignal): Promise<System> {
     const directory = await mkdtemp(join(tmpdir(), "sbb-"));
     const store = await Store.start();
     try {
@@ -39,6 +40,7 @@ export class System {
         port,
         args: ["--var", `BACKUP_BUCKET_ENDPOINT:${store.origin}`],
         env: { TMPDIR: temp, WRANGLER_SEND_METRICS: "false" },
+        signal,
       });
       return new System(store, server, `http://127.0.0.1:${port}`, directory);
     } catch (error) {

@@ -5,7 +5,7 @@ export function formatValue(value: number | undefined, unit: Unit | "ratio"): st
   if (value === undefined) return "–";
   switch (unit) {
     case "ratio":
-      return `${value.toFixed(2)}×`;
+      return `${value.toFixed(value < 100 ? 2 : 0)}×`;
     case "count":
       return String(Math.round(value));
     case "bytes":
@@ -17,7 +17,8 @@ export function formatValue(value: number | undefined, unit: Unit | "ratio"): st
 
 /** How many times as fast, or as little, ours is. */
 export function formatGain(baseline: number | undefined, ours: number | undefined): string {
-  return baseline === undefined || ours === undefined || ours === 0 ? "–" : `${(baseline / ours).toFixed(2)}×`;
+  const isKnown = baseline !== undefined && ours !== undefined && ours !== 0;
+  return formatValue(isKnown ? baseline / ours : undefined, "ratio");
 }
 
 /** `≥ 1.40×`. */
