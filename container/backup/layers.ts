@@ -89,10 +89,11 @@ export class Layers {
   async #prove(archive: ArchiveLayer, layers: string, signal: AbortSignal): Promise<void> {
     const { stack, layer } = archive;
     if (this.#proven.has(stack)) return;
-    const target = join(layers, "probe");
+    // With a writable layer of its own: the kernel may not be done with this overlay yet when the next is mounted.
+    const [upper, target] = [join(layers, "probe-upper"), join(layers, "probe")];
     try {
-      await mkdir(target, { recursive: true });
-      await stopLayer(await mountOverlay(archive, layers, target, signal));
+      for (const directory of [upper, target]) await mkdir(directory, { recursive: true });
+      await stopLayer(await mountOverlay(archive, layers, target, signal, { upper }));
     } catch (error) {
       await stopLayer(layer);
       throw error;
@@ -123,17 +124,21 @@ async function isRealRoot(): Promise<boolean> {
   return process.getuid?.() === 0 && /^\s*0\s+0\s+4294967295$/.test(map);
 }
 
-/** Mounts the overlay at `dir`, `again` when it was there before. When it fails, nothing is mounted. */
+/**
+ * Mounts the overlay at `dir`. When it fails, nothing is mounted.
+ * @param options.upper the writable layer, when it is another than that of `layers`
+ * @param options.again whether it was there before
+ */
 export async function mountOverlay(
   { stack }: ArchiveLayer,
   layers: string,
   dir: string,
   signal: AbortSignal,
-  again = false,
+  { upper = upperPath(layers), again = false } = {},
 ): Promise<Layer> {
   // The kernel takes none twice for a `volatile` overlay: after a crash it could be incomplete. Here it goes with the container.
   const work = await mkdtemp(join(layers, "work-"));
-  const options = `lowerdir=${lowerPath(layers)},upperdir=${upperPath(layers)},workdir=${work},volatile`;
+  const options = `lowerdir=${lowerPath(layers)},upperdir=${upper},workdir=${work},volatile`;
   if (stack === "fuse") {
     return startServer(["fuse-overlayfs"], ["-f", "-o", options, dir], dir, signal);
   }

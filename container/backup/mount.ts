@@ -97,7 +97,7 @@ export class Mounts {
         // What it hides may be in another mount that was put back: it is not to be reached by the old one any more.
         await mount.hidden.close();
         const { dir, layers, archive, overlay, retired } = mount;
-        const placed = await startOver(dir, () => mountOverlay(archive, layers, dir, NEVER, true), NEVER);
+        const placed = await startOver(dir, () => mountOverlay(archive, layers, dir, NEVER, { again: true }), NEVER);
         this.#mounts.set(dir, { ...mount, ...placed, retired: [...retired, overlay] });
       }
     };
