@@ -13,6 +13,8 @@ type Emit = (event: ExecEventMessage) => Promise<void>;
 
 /** By absolute path: a request may set PATH for its command, and the shell has to be found all the same. */
 const SHELL = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"].find(existsSync) ?? "/bin/sh";
+/** bash reads ~/.bashrc where it takes its standard input for a network connection, as when rshd starts it. */
+const SHELL_OPTIONS = SHELL.endsWith("bash") ? ["--norc"] : [];
 
 /** The longest time that a timer can wait; a longer one would fire at once. In ms. */
 const LONGEST_TIMER = 2 ** 31 - 1;
@@ -80,7 +82,7 @@ async function startCommand(
   signal: AbortSignal,
 ): Promise<RunningProcess> {
   try {
-    return await startProcess(SHELL, ["-c", command], { cwd, env, signal });
+    return await startProcess(SHELL, [...SHELL_OPTIONS, "-c", command], { cwd, env, signal });
   } catch (error) {
     signal.throwIfAborted();
     const code = error instanceof Error && "code" in error ? error.code : undefined;

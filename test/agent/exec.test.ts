@@ -51,6 +51,14 @@ test("finds its shell also when the request sets PATH", async () => {
   expect(stdout).toBe("/nowhere\n");
 });
 
+test("runs nobody's start-up files", async () => {
+  await using agent = await TestAgent.start();
+  await using home = await temporaryDirectory();
+  await writeFile(join(home.path, ".bashrc"), "echo from the start-up file");
+  const { stdout } = await agent.run({ command: "echo done", env: { HOME: home.path, SHLVL: "0" } });
+  expect(stdout).toBe("done\n");
+});
+
 test("writes stdin and closes it", async () => {
   await using agent = await TestAgent.start();
   expect((await agent.run({ command: "wc -c", stdin: "x".repeat(MiB) })).stdout.trim()).toBe(String(MiB));
