@@ -1,114 +1,16 @@
-import { once } from "node:events";
-import { lstat, mkdir, unlink } from "node:fs/promises";
-import type { Server } from "node:http";
-import { connect } from "node:net";
-import { isAbsolute } from "node:path";
-import { parseArgs } from "node:util";
-import { AGENT_PORT, WORKSPACE } from "../src/protocol.js";
-import { BackupOperations } from "./backup/operations.js";
-import { SERVE_ARCHIVE } from "./backup/remote-layer.js";
-import { log, logOperation } from "./log.js";
-import { serveArchive } from "./remote/serve.js";
-import { type AgentServer, type Backups, createServer } from "./server.js";
+import { SERVE_ARCHIVE } from "./remote/argument.js";
 
-/** A port on all addresses, or the path of a Unix socket. */
-type Address = number | string;
-
-const USAGE = "Usage: node agent.js [--listen <port or absolute path of a socket>]";
-
-/** Starts the agent and resolves when it answers requests. */
-async function main(args: string[]): Promise<void> {
-  const address = parseAddress(args);
-  const backups = new BackupOperations();
-  const server = createServer(backups);
-  stopOnSignal(server, backups);
-  await makeWorkspace();
-  if (typeof address === "string") await removeStaleSocket(address);
-  await listen(server.http, address);
-  log("listen", { address: typeof address === "string" ? address : portOf(server.http) });
-}
-
-/** Something is wrong with how the agent was called. */
-class UsageError extends Error {}
-
-function parseAddress(args: string[]): Address {
-  const listen = parseListenOption(args) ?? String(AGENT_PORT);
-  if (isAbsolute(listen)) return listen;
-  const port = Number(listen);
-  if (/^\d+$/.test(listen) && port <= 65535) return port;
-  throw new UsageError(`--listen must be a port from 0 to 65535 or the absolute path of a socket, not ${listen}`);
-}
-
-function parseListenOption(args: string[]): string | undefined {
+/** One program, two processes: the agent, and one that serves an archive, which loads nothing of the agent. */
+if (process.argv[2] === SERVE_ARCHIVE) {
+  const { serveArchive } = await import("./remote/serve.js");
+  await serveArchive();
+} else {
+  const { main, UsageError, USAGE } = await import("./agent.js");
   try {
-    return parseArgs({ args, options: { listen: { type: "string" } } }).values.listen;
+    await main(process.argv.slice(2));
   } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
+    const usage = error instanceof UsageError;
+    process.stderr.write(`${error instanceof Error ? error.message : error}\n${usage ? `${USAGE}\n` : ""}`);
+    process.exit(usage ? 2 : 1);
   }
-}
-
-async function makeWorkspace(): Promise<void> {
-  try {
-    await mkdir(WORKSPACE, { recursive: true });
-  } catch (error) {
-    log("workspace", { outcome: "failed", message: String(error) });
-  }
-}
-
-/** Takes away the socket of an agent that was killed. One that still answers, and what is no socket, stay. */
-async function removeStaleSocket(path: string): Promise<void> {
-  const stats = await lstat(path).catch(() => undefined);
-  if (stats === undefined) return;
-  if (!stats.isSocket()) throw new UsageError(`--listen: ${path} exists and is not a socket`);
-  if (await answers(path)) throw new UsageError(`--listen: another process listens on ${path}`);
-  await unlink(path);
-}
-
-async function answers(path: string): Promise<boolean> {
-  const socket = connect(path);
-  try {
-    await once(socket, "connect");
-    return true;
-  } catch {
-    return false;
-  } finally {
-    socket.destroy();
-  }
-}
-
-async function listen(server: Server, address: Address): Promise<void> {
-  // Whoever can open the socket can run commands.
-  const umask = process.umask(0o077);
-  if (typeof address === "string") server.listen(address);
-  else server.listen(address, "0.0.0.0");
-  process.umask(umask);
-  await once(server, "listening");
-}
-
-function portOf(server: Server): number | null {
-  const address = server.address();
-  return typeof address === "object" && address !== null ? address.port : null;
-}
-
-/** Stops everything at the first signal; a second one ends the agent at once. */
-function stopOnSignal(server: AgentServer, backups: Backups): void {
-  const stop = async (signal: NodeJS.Signals) => {
-    server.http.close();
-    // Before the connections end, so that the clients of the operations hear why they do.
-    await logOperation("stop", { signal }, () => backups.shutdown()).catch(() => {});
-    await server.close();
-    process.exit(0);
-  };
-  for (const signal of ["SIGTERM", "SIGINT"] as const) {
-    process.once(signal, () => void stop(signal));
-  }
-}
-
-try {
-  const args = process.argv.slice(2);
-  await (args[0] === SERVE_ARCHIVE ? serveArchive() : main(args));
-} catch (error) {
-  const usage = error instanceof UsageError;
-  process.stderr.write(`${error instanceof Error ? error.message : error}\n${usage ? `${USAGE}\n` : ""}`);
-  process.exit(usage ? 2 : 1);
 }

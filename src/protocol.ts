@@ -1,10 +1,13 @@
 import { z } from "zod";
+import { MiB } from "./constants.js";
 import { sandboxErrorSchema } from "./errors.js";
 
 /**
  * Every message between the Durable Object, the agent in the container, and the development host.
  * All three are built from this file; nothing else describes a message.
  */
+
+export { MiB, WHOLE_OBJECT } from "./constants.js";
 
 /** Port of the agent in a container. */
 export const AGENT_PORT = 3000;
@@ -19,8 +22,6 @@ export const WORKSPACE = "/workspace";
 export function isAtOrUnder(path: string, root: string): boolean {
   return path === root || path.startsWith(root === "/" ? root : `${root}/`);
 }
-
-export const MiB = 1024 * 1024;
 
 /** An archive up to this size is sent by one PUT, a larger one in parts. In bytes. */
 export const MULTIPART_THRESHOLD = 16 * MiB;
@@ -192,9 +193,6 @@ export const archiveRequestSchema = z.object({
   urls: partUrlsSchema,
 });
 export type ArchiveRequest = z.infer<typeof archiveRequestSchema>;
-
-/** The part number that stands for the whole object, sent or fetched by one request. */
-export const WHOLE_OBJECT = 0;
 
 /** How the archive went to the bucket. */
 export const uploadResultSchema = z.discriminatedUnion("kind", [

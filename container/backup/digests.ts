@@ -1,5 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
-import { type ChunkDigests, MiB } from "../../src/protocol.js";
+import { MiB } from "../../src/constants.js";
+import type { ChunkDigests } from "../../src/protocol.js";
 
 /** SHA-256 of an archive's chunks: any part of an archive can be checked by itself, before the rest is there. */
 

@@ -1,6 +1,6 @@
 import { type FileHandle, open } from "node:fs/promises";
 import type { IncomingMessage } from "node:http";
-import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
+import { MiB, WHOLE_OBJECT } from "../../src/constants.js";
 import { ChunkHasher, type ExpectedDigests } from "./digests.js";
 import {
   forEachConcurrently,

@@ -68,14 +68,28 @@ export class Layers {
    */
   async mountArchive(layers: string, signal: AbortSignal): Promise<ArchiveLayer> {
     await mkdir(lowerPath(layers));
-    await makeUpperLayer(layers, signal);
+    const upper = makeUpperLayer(layers, signal);
+    try {
+      return await this.#mountBest(layers, signal, upper);
+    } finally {
+      await upper.catch(() => {}); // It was waited for, or another failure is the one that counts.
+    }
+  }
+
+  async #mountBest(layers: string, signal: AbortSignal, upper: Promise<void>): Promise<ArchiveLayer> {
     this.#candidates ??= await allowedStacks();
     let failure: unknown;
     for (const stack of this.#candidates) {
       try {
         const archive = { stack, layer: await mountLower(stack, layers, signal) };
-        await this.#prove(archive, layers, signal);
-        return archive;
+        try {
+          await upper;
+          await this.#prove(archive, layers, signal);
+          return archive;
+        } catch (error) {
+          await stopLayer(archive.layer);
+          throw error;
+        }
       } catch (error) {
         signal.throwIfAborted();
         if (!(error instanceof ToolError)) throw error;
@@ -87,17 +101,12 @@ export class Layers {
 
   /** Before a directory is taken down for a stack, that has to have made an overlay; the first one is tried beside. */
   async #prove(archive: ArchiveLayer, layers: string, signal: AbortSignal): Promise<void> {
-    const { stack, layer } = archive;
+    const { stack } = archive;
     if (this.#proven.has(stack)) return;
     // With a writable layer of its own: the kernel may not be done with this overlay yet when the next is mounted.
     const [upper, target] = [join(layers, "probe-upper"), join(layers, "probe")];
-    try {
-      for (const directory of [upper, target]) await mkdir(directory, { recursive: true });
-      await stopLayer(await mountOverlay(archive, layers, target, signal, { upper }));
-    } catch (error) {
-      await stopLayer(layer);
-      throw error;
-    }
+    for (const directory of [upper, target]) await mkdir(directory, { recursive: true });
+    await stopLayer(await mountOverlay(archive, layers, target, signal, { upper }));
     log("layers", { outcome: "works", stack });
     this.#proven.add(stack);
     // A better one that has worked before can work again.

@@ -40,6 +40,8 @@ export class Mounts {
   /** In the order in which they were mounted: one inside another comes later. */
   readonly #mounts = new Map<string, Mount>();
   readonly #layers = new Layers();
+  /** Resolves when nothing is left of what was replaced. It never rejects. */
+  #discarding: Promise<void> = Promise.resolve();
 
   /**
    * Puts the archive in `layers` in the place of `dir`, copy-on-write. The archive is mounted beside what is
@@ -63,7 +65,8 @@ export class Mounts {
       await stopLayer(archive.layer);
       throw error;
     }
-    await replaced.discard();
+    // Nobody has to wait for that.
+    this.#discarding = this.#discarding.then(() => replaced.discard());
   }
 
   /**
@@ -119,6 +122,7 @@ export class Mounts {
   /** Takes down everything and removes it. */
   async shutdown(): Promise<void> {
     await (await this.detachAtOrUnder("/")).discard();
+    await this.#discarding;
   }
 }
 

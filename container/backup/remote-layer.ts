@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { type RestoreRequest, WHOLE_OBJECT } from "../../src/protocol.js";
 import { log } from "../log.js";
+import { SERVE_ARCHIVE } from "../remote/argument.js";
 import { reportSchema, type ServeRequest, type UrlMessage } from "../remote/messages.js";
 import type { RunningProcess } from "../run.js";
 import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
@@ -10,9 +11,6 @@ import { archivePath, type Layer, startServer } from "./layers.js";
 import type { RequestLimits, UrlSource } from "./object-request.js";
 
 /** An archive that is mounted before it is fetched: a process of its own serves it as a file. */
-
-/** The argument by which the agent's program becomes that process. */
-export const SERVE_ARCHIVE = "--serve-archive";
 
 export interface RemoteLayerOptions {
   /** Where the archive is to appear. */

@@ -24,8 +24,8 @@ import { ObjectClient, ObjectRequestError, type RequestLimits, type UrlSource } 
 
 /** R2's limit on the parts of one upload. */
 export const MOST_PARTS = 10_000;
-/** Large enough that a part's round trip hardly counts, small enough that a retry costs little. */
-const LEAST_PART = 16 * MiB;
+/** The least that R2 takes, in bytes: the first part is sent last, when nothing else is left to do. */
+const LEAST_PART = 5 * MiB;
 
 /** How often the archive's growth is looked at, in ms. */
 const POLL_INTERVAL = 10;

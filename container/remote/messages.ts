@@ -1,25 +1,26 @@
 import { z } from "zod";
-import { chunkDigestsSchema } from "../../src/protocol.js";
+import type { ChunkDigests } from "../../src/protocol.js";
 
 /** What the agent and the process that serves a remote archive tell each other: a JSON object a line, by its standard streams. */
 
-export const serveRequestSchema = z.object({
+/** The first line that the process gets. */
+export interface ServeRequest {
   /** An empty file, over which the archive is mounted. */
-  mountPoint: z.string(),
+  mountPoint: string;
   /** Where what was fetched is kept. */
-  file: z.string(),
-  size: z.number(),
-  etag: z.string(),
-  digests: chunkDigestsSchema,
-  url: z.string(),
+  file: string;
+  size: number;
+  etag: string;
+  digests: ChunkDigests;
+  url: string;
   /** In ms. */
-  stallTimeout: z.number(),
-});
-export type ServeRequest = z.infer<typeof serveRequestSchema>;
+  stallTimeout: number;
+}
 
 /** The answer to `need-url`; null when there is none. */
-export const urlMessageSchema = z.object({ url: z.string().nullable() });
-export type UrlMessage = z.infer<typeof urlMessageSchema>;
+export interface UrlMessage {
+  url: string | null;
+}
 
 export const reportSchema = z.discriminatedUnion("type", [
   /** The URL was refused as expired. */

@@ -1,7 +1,7 @@
 import { closeSync, openSync, readSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import { MiB, WHOLE_OBJECT } from "../../src/protocol.js";
+import { MiB, WHOLE_OBJECT } from "../../src/constants.js";
 import { ChunkHasher, DamagedArchiveError } from "../backup/digests.js";
 import { type RemoteArchive, receiveRange } from "../backup/download.js";
 import { ObjectClient, ObjectRequestError, type RequestLimits, type UrlSource } from "../backup/object-request.js";

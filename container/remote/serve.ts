@@ -4,17 +4,18 @@ import { ExpectedDigests } from "../backup/digests.js";
 import { DEFAULT_REQUEST_LIMITS, type UrlSource } from "../backup/object-request.js";
 import { runTool } from "../run.js";
 import { mountOptions, serveFile } from "./fuse-file.js";
-import { type Report, type ServeRequest, serveRequestSchema, urlMessageSchema } from "./messages.js";
+import type { Report, ServeRequest, UrlMessage } from "./messages.js";
 import { RemoteFile } from "./remote-file.js";
 
 /**
  * A process that serves one remote archive as a file. Not the agent itself: that reads restored directories too, and would
- * wait for what only it could bring.
+ * wait for what only it could bring. It is waited for, so it loads no more than it needs: what it is told by the agent, which
+ * is the same program, no schema checks.
  */
 export async function serveArchive(): Promise<void> {
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
   const first = await lines.next();
-  const request = serveRequestSchema.parse(JSON.parse(first.value ?? ""));
+  const request: ServeRequest = JSON.parse(first.value ?? "");
   const { size, etag } = request;
   const remote = await RemoteFile.open({
     path: request.file,
@@ -72,7 +73,7 @@ class AgentUrls implements UrlSource {
   async #ask(): Promise<string> {
     report({ type: "need-url" });
     const { value } = await this.answers.next();
-    const { url } = urlMessageSchema.parse(JSON.parse(value ?? '{ "url": null }'));
+    const { url }: UrlMessage = JSON.parse(value ?? '{ "url": null }');
     if (url === null)
       throw new Error("the URL of the archive has expired, and there is nobody any more who gives another");
     return url;

@@ -18,8 +18,8 @@ export interface CreateDeps extends OperationOptions {
 }
 
 /**
- * Archives a directory, sends the archive to the bucket and writes the backup's metadata. That is last: a backup exists if
- * and only if its metadata does.
+ * Archives a directory, sends the archive to the bucket and, when that is there, writes the backup's metadata: a backup
+ * exists if and only if its metadata does.
  * @throws {BackupCreateError} when any of this fails; then nothing of the backup is left
  */
 export async function createBackup(deps: CreateDeps, options: ResolvedBackupOptions): Promise<DirectoryBackup> {
@@ -29,9 +29,10 @@ export async function createBackup(deps: CreateDeps, options: ResolvedBackupOpti
     await deps.unfinished.record({ backupId });
     const archive = await sendArchive(deps, options, backupId, upload);
     const etag = await upload.complete(archive);
-    await assertStored(deps.bucket, backupId, archive.size, etag);
     deps.signal.throwIfAborted();
-    await writeMetadata(deps.bucket, describeBackup(backupId, options, archive, etag, deps.now()));
+    const metadata = describeBackup(backupId, options, archive, etag, deps.now());
+    // Side by side: nobody knows the backup's id before both have succeeded.
+    await bothSettled(assertStored(deps.bucket, backupId, archive.size, etag), writeMetadata(deps.bucket, metadata));
     await deps.unfinished.forget(backupId);
     return { id: backupId, dir: options.dir, ...(options.localBucket ? { localBucket: true } : {}) };
   } catch (error) {
@@ -39,6 +40,12 @@ export async function createBackup(deps: CreateDeps, options: ResolvedBackupOpti
     deps.signal.throwIfAborted();
     throw asCreateError(error, options.dir, backupId, leftover);
   }
+}
+
+/** Rejects, when neither goes on any more, with the first failure. */
+async function bothSettled(first: Promise<void>, second: Promise<void>): Promise<void> {
+  await Promise.allSettled([first, second]);
+  await Promise.all([first, second]);
 }
 
 async function sendArchive(

@@ -1,4 +1,4 @@
-import { expect } from "vitest";
+import { expect, vi } from "vitest";
 import type { TestSandbox } from "../support/client.js";
 
 /** What restores leave in a sandbox besides the files of the directory. */
@@ -36,9 +36,12 @@ export async function tracesOf(sandbox: TestSandbox): Promise<Traces> {
 
 /** Only these directories are mounted, each with its two layers, and nothing of an earlier restore is left. */
 export async function expectMounted(sandbox: TestSandbox, ...directories: string[]): Promise<void> {
-  const { mounts, served, processes, stored } = await tracesOf(sandbox);
-  const lowers = stored.map((directory) => `${directory}/lower`);
-  expect(mounts).toEqual([...directories, ...lowers].sort());
-  expect(stored).toHaveLength(directories.length);
-  expect(processes).toHaveLength(served.length);
+  // What was replaced is removed in the background.
+  await vi.waitFor(async () => {
+    const { mounts, served, processes, stored } = await tracesOf(sandbox);
+    const lowers = stored.map((directory) => `${directory}/lower`);
+    expect(mounts).toEqual([...directories, ...lowers].sort());
+    expect(stored).toHaveLength(directories.length);
+    expect(processes).toHaveLength(served.length);
+  }, 10_000);
 }
