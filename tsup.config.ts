@@ -29,6 +29,7 @@ export default defineConfig([
   {
     // The agent: one file that needs nothing but Node 20 or later in the image.
     entry: { agent: "container/main.ts" },
+    splitting: false,
     outDir: "dist",
     format: "esm",
     target: "node20",

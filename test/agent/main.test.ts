@@ -24,6 +24,7 @@ beforeAll(async () => {
     target: "node20",
     platform: "node",
     noExternal: [/.*/],
+    splitting: false,
     silent: true,
   });
 });
