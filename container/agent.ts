@@ -17,6 +17,8 @@ export const USAGE = "Usage: node agent.js [--listen <port or absolute path of a
 /** Starts the agent and resolves when it answers requests. */
 export async function main(args: string[]): Promise<void> {
   const address = parseAddress(args);
+  // A mistake of the agent's; ending it would end the container, and with that its files.
+  process.on("unhandledRejection", (reason) => log("unhandled-rejection", { message: String(reason) }));
   const backups = new BackupOperations();
   const server = createServer(backups);
   stopOnSignal(server, backups);

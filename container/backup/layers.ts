@@ -69,10 +69,12 @@ export class Layers {
   async mountArchive(layers: string, signal: AbortSignal): Promise<ArchiveLayer> {
     await mkdir(lowerPath(layers));
     const upper = makeUpperLayer(layers, signal);
+    // It is waited for below, perhaps after it has failed.
+    const ended = upper.catch(() => {});
     try {
       return await this.#mountBest(layers, signal, upper);
     } finally {
-      await upper.catch(() => {}); // It was waited for, or another failure is the one that counts.
+      await ended;
     }
   }
 

