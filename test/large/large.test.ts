@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { newSandbox, system, worker } from "../e2e/context.js";
+import { NO_CACHE, newSandbox, system, worker } from "../e2e/context.js";
 import type { TestSandbox } from "../support/client.js";
 import { growthDuring } from "./memory.js";
 
@@ -14,7 +14,7 @@ describe.each([
 ])("by the $path path", ({ localBucket }) => {
   let sandbox: TestSandbox;
   beforeEach(() => {
-    sandbox = newSandbox();
+    sandbox = newSandbox(NO_CACHE);
   });
   afterEach(async () => {
     await sandbox.do("destroy", []);
