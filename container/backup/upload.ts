@@ -44,8 +44,7 @@ export interface UploadSizes {
  */
 export function uploadSizes(most: number, likely: number): UploadSizes {
   const chunk = chunkSizeFor(Math.min(most, likely));
-  const unit = Math.max(chunk, MiB);
-  return { chunk, part: Math.max(LEAST_PART, Math.ceil(most / MOST_PARTS / unit) * unit) };
+  return { chunk, part: Math.ceil(Math.max(LEAST_PART, most / MOST_PARTS) / chunk) * chunk };
 }
 
 /** One request's share of a file, in bytes; `number` is the part number of S3, or `WHOLE_OBJECT`. */

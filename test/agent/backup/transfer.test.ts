@@ -65,6 +65,19 @@ describe("planParts", () => {
     expect(size / sizes.chunk).toBeLessThanOrEqual(16_384);
   });
 
+  test.each([
+    { most: 30, likely: 20, chunk: 2 },
+    { most: 75, likely: 40, chunk: 4 },
+    { most: 200, likely: 100, chunk: 8 },
+    { most: 10, likely: 1, chunk: 1 },
+  ])("cuts parts between chunks, with room for $most GiB on a disk that holds $likely", ({ most, likely, chunk }) => {
+    const sizes = uploadSizes(most * 1024 * MiB, likely * 1024 * MiB);
+    expect(sizes.chunk).toBe(chunk * MiB);
+    expect(sizes.part % sizes.chunk).toBe(0);
+    expect(sizes.part).toBeGreaterThanOrEqual(5 * MiB);
+    expect((most * 1024 * MiB) / sizes.part).toBeLessThanOrEqual(10_000);
+  });
+
   test("refuses what does not go by one PUT", () => {
     expect(() => planParts(5 * 1024 * MiB, PART, false)).toThrow("can only be sent in parts");
   });
