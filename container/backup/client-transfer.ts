@@ -2,7 +2,7 @@ import { createReadStream, createWriteStream } from "node:fs";
 import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { MiB } from "../../src/protocol.js";
-import { withResolvers } from "../with-resolvers.js";
+import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
 import { ChunkHasher } from "./digests.js";
 import type { RemoteArchive } from "./download.js";
 import type { SentArchive } from "./upload.js";
@@ -21,14 +21,15 @@ export interface OfferOptions {
 
 /** An archive that waits to be taken. */
 export class Offer {
-  readonly #taken = withResolvers<SentArchive>();
-  /** Resolves when all of it was taken; rejects when that fails, or the signal aborts. */
-  readonly taken = this.#taken.promise;
+  readonly #taken: PromiseWithResolversOf<SentArchive>;
 
   constructor(private readonly options: OfferOptions) {
-    const { signal } = options;
-    signal.addEventListener("abort", () => this.#taken.reject(signal.reason));
-    if (signal.aborted) this.#taken.reject(signal.reason);
+    this.#taken = withResolvers(options.signal);
+  }
+
+  /** Resolves when all of it was taken; rejects when that fails, or the signal aborts. */
+  get taken(): Promise<SentArchive> {
+    return this.#taken.promise;
   }
 
   take(): { size: number; stream: Readable } {
@@ -53,14 +54,15 @@ export interface DeliveryOptions {
 
 /** An archive that waits to be brought. */
 export class Delivery {
-  readonly #given = withResolvers<void>();
-  /** Resolves when all of it is on the disk; rejects when that fails, or the signal aborts. */
-  readonly given = this.#given.promise;
+  readonly #given: PromiseWithResolversOf<void>;
 
   constructor(private readonly options: DeliveryOptions) {
-    const { signal } = options;
-    signal.addEventListener("abort", () => this.#given.reject(signal.reason));
-    if (signal.aborted) this.#given.reject(signal.reason);
+    this.#given = withResolvers(options.signal);
+  }
+
+  /** Resolves when all of it is on the disk; rejects when that fails, or the signal aborts. */
+  get given(): Promise<void> {
+    return this.#given.promise;
   }
 
   /**

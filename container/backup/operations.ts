@@ -288,14 +288,9 @@ export class BackupOperations {
     { backupId, archive }: RestoreRequest,
     { controller: { signal } }: Operation,
   ): Promise<void> {
-    const given = withResolvers<void>();
-    signal.addEventListener("abort", () => given.resolve());
-    if (signal.aborted) given.resolve();
-    const kept = filled.then(
-      (file) => this.#cache.keep(file, { backupId, ...archive }),
-      () => {}, // It was logged, or the directory was replaced meanwhile.
-    );
-    await Promise.race([kept, given.promise]);
+    const kept = filled.then((file) => this.#cache.keep(file, { backupId, ...archive }));
+    // It was logged, or the directory was replaced meanwhile, or there is nobody any more who waits.
+    await Promise.race([kept, withResolvers<never>(signal).promise]).catch(() => {});
   }
 
   async #fetch(request: RestoreRequest, file: string, emit: Emit<RestoreEvent>, operation: Operation): Promise<void> {
