@@ -53,7 +53,7 @@ export async function downloadFile(options: DownloadOptions): Promise<void> {
     await forEachConcurrently(offsets, limits.concurrency, async (start) => {
       const end = Math.min(start + rangeSize, size);
       try {
-        await fetchRange(client, file, archive, start, end);
+        await fetchRange(client, archive, start, end, (bytes, position) => writeAll(file, bytes, position));
       } catch (error) {
         failed.abort(error);
         throw error;
@@ -66,13 +66,17 @@ export async function downloadFile(options: DownloadOptions): Promise<void> {
   }
 }
 
-/** Fetches the bytes from `start`, where a chunk begins, up to, not including, `end`, and checks them. */
-async function fetchRange(
+/**
+ * Fetches the bytes from `start`, where a chunk begins, up to, not including, `end`, where one ends, and checks them.
+ * @param take is given them piece by piece, again from the start when an attempt has failed
+ * @throws {ObjectRequestError} when they cannot be fetched; {DamagedArchiveError} when they are not what was stored
+ */
+export async function fetchRange(
   client: ObjectClient,
-  file: FileHandle,
   { etag, digests }: RemoteArchive,
   start: number,
   end: number,
+  take: (bytes: Buffer, position: number) => Promise<void>,
 ): Promise<void> {
   let hasher: ChunkHasher | undefined;
   await client.send({
@@ -84,7 +88,7 @@ async function fetchRange(
       hasher = own;
       return receiveRange(response, start, end, async (bytes, position) => {
         own?.update(bytes);
-        await writeAll(file, bytes, position);
+        await take(bytes, position);
       });
     },
   });
@@ -92,7 +96,7 @@ async function fetchRange(
 }
 
 /** Reads the answer to a request for the bytes from `start` up to, not including, `end`. */
-export async function receiveRange(
+async function receiveRange(
   response: IncomingMessage,
   start: number,
   end: number,
@@ -112,7 +116,7 @@ export async function receiveRange(
 }
 
 /** A write to a disk that is nearly full can stop in the middle without an error; the next one fails. */
-async function writeAll(file: FileHandle, chunk: Buffer, position: number): Promise<void> {
+export async function writeAll(file: FileHandle, chunk: Buffer, position: number): Promise<void> {
   for (let done = 0; done < chunk.length; ) {
     done += (await file.write(chunk, done, chunk.length - done, position + done)).bytesWritten;
   }

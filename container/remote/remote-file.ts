@@ -1,10 +1,16 @@
 import { closeSync, openSync, readSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import { MiB, WHOLE_OBJECT } from "../../src/constants.js";
-import { ChunkHasher, DamagedArchiveError } from "../backup/digests.js";
-import { type RemoteArchive, receiveRange } from "../backup/download.js";
-import { ObjectClient, ObjectRequestError, type RequestLimits, type UrlSource } from "../backup/object-request.js";
+import { MiB } from "../../src/constants.js";
+import { DamagedArchiveError } from "../backup/digests.js";
+import { fetchRange, type RemoteArchive, writeAll } from "../backup/download.js";
+import {
+  forEachConcurrently,
+  ObjectClient,
+  ObjectRequestError,
+  type RequestLimits,
+  type UrlSource,
+} from "../backup/object-request.js";
 
 /**
  * An archive in the bucket as a file that is there at once: what is read of it is fetched first, and all the rest in the
@@ -114,23 +120,12 @@ export class RemoteFile implements Disposable {
     const tables = superblock.length < SUPERBLOCK_SIZE ? 0n : superblock.readBigUInt64LE(INODE_TABLE_START);
     const first = Math.min(last, Math.floor(Number(tables) / this.#chunkSize));
     const order = [...range(first, last + 1), ...range(0, first)];
-    let next = 0;
-    let failure: { error: unknown } | undefined;
-    const filler = async () => {
-      while (failure === undefined && next < order.length) {
-        const chunk = order[next++] ?? 0;
-        try {
-          // Who waits for other bytes goes first.
-          while (this.#wanted.size > 0) await Promise.allSettled(this.#wanted.values());
-          if (this.#present[chunk] !== 1) await this.#fetch(chunk);
-        } catch (error) {
-          failure ??= { error };
-        }
-      }
-    };
     const fillers = Math.max(1, Math.min(MOST_FILLERS, Math.floor(FILL_MEMORY / this.#chunkSize)));
-    await Promise.all(Array.from({ length: fillers }, filler));
-    if (failure !== undefined) throw (failure as { error: unknown }).error;
+    await forEachConcurrently(order, fillers, async (chunk) => {
+      // Who waits for other bytes goes first.
+      while (this.#wanted.size > 0) await Promise.allSettled(this.#wanted.values());
+      if (this.#present[chunk] !== 1) await this.#fetch(chunk);
+    });
   }
 
   async #fetchWanted(chunks: readonly number[]): Promise<void> {
@@ -161,28 +156,19 @@ export class RemoteFile implements Disposable {
 
   async #fetch(chunk: number): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure;
-    const { digests } = this.options.archive;
     const start = chunk * this.#chunkSize;
     const end = Math.min(start + this.#chunkSize, this.size);
+    // Checked before any of it gets into the file, where a part of it may be read already.
     const bytes = Buffer.allocUnsafe(end - start);
     try {
-      await this.#client.send({
-        method: "GET",
-        part: WHOLE_OBJECT,
-        headers: { range: `bytes=${start}-${end - 1}`, "if-match": `"${this.options.archive.etag}"` },
-        receive: (response) =>
-          receiveRange(response, start, end, async (piece, position) => void piece.copy(bytes, position - start)),
-      });
-      const hasher = new ChunkHasher(this.#chunkSize);
-      hasher.update(bytes);
-      digests.check(start, hasher.end());
+      const take = async (piece: Buffer, position: number) => void piece.copy(bytes, position - start);
+      await fetchRange(this.#client, this.options.archive, start, end, take);
     } catch (error) {
       if (isFinal(error)) this.#fail(error);
       throw error;
     }
     if (this.#present[chunk] === 1) return;
-    for (let done = 0; done < bytes.length; )
-      done += (await this.file.write(bytes, done, bytes.length - done, start + done)).bytesWritten;
+    await writeAll(this.file, bytes, start);
     this.#present[chunk] = 1;
     this.#outage = undefined;
   }
