@@ -67,7 +67,7 @@ export interface Backups {
   shutdown(): Promise<void>;
 }
 
-/** The longest JSON body that is read, in bytes: the URLs of all parts of the largest archive take about half of it. */
+/** The longest JSON body that is read, in bytes: several times the digests of an archive's chunks, which are most of one. */
 const LONGEST_JSON = 8 * MiB;
 
 /** How long an idle connection is kept, in ms: longer than a client may keep it, so that none uses one that closes. */

@@ -79,8 +79,8 @@ export class Mounts {
   }
 
   /**
-   * Has the link counts of the files in `dir` be true that FUSE serves: fuse-overlayfs counts those names of a file that were looked
-   * up, and mksquashfs takes two names with different counts for two files.
+   * Has the link counts of the files in `dir` be true that FUSE serves: fuse-overlayfs counts those names of a file that were
+   * looked up, and mksquashfs takes two names with different counts for two files.
    */
   async countLinks(dir: string, signal: AbortSignal): Promise<void> {
     for (const { dir: mounted, overlay } of this.#mounts.values()) {
