@@ -221,8 +221,10 @@ export class BackupOperations {
       try {
         await this.#mounts.mount(dir, scratch.path, signal, remote?.layer);
       } catch (error) {
-        if (remote !== undefined) await stopLayer(remote.layer);
-        throw error;
+        if (remote === undefined) throw error;
+        const reason = signal.aborted ? undefined : remote.failure();
+        await stopLayer(remote.layer);
+        throw reason ?? error;
       }
       scratch.keep();
     } else {

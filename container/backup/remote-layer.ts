@@ -1,4 +1,4 @@
-import { writeFile } from "node:fs/promises";
+import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { type RestoreRequest, WHOLE_OBJECT } from "../../src/protocol.js";
@@ -6,7 +6,7 @@ import { log } from "../log.js";
 import { SERVE_ARCHIVE } from "../remote/argument.js";
 import { reportSchema, type ServeRequest, type UrlMessage } from "../remote/messages.js";
 import type { RunningProcess } from "../run.js";
-import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
+import { withResolvers } from "../with-resolvers.js";
 import { archivePath, type Layer, startServer } from "./layers.js";
 import type { RequestLimits, UrlSource } from "./object-request.js";
 
@@ -26,6 +26,8 @@ export interface RemoteLayer {
   layer: Layer;
   /** Resolves with the whole archive, when all of it was fetched and checked; rejects when that fails or is given up. */
   filled: Promise<string>;
+  /** Why nothing more comes of the bucket, once that is known. Who reads the archive gets no more than EIO. */
+  failure: () => Error | undefined;
 }
 
 /**
@@ -42,18 +44,30 @@ export async function mountRemote(options: RemoteLayerOptions): Promise<RemoteLa
   const { stallTimeout } = limits;
   const request: ServeRequest = { mountPoint, file, size, etag, digests, url, stallTimeout };
   const filled = withResolvers<string>();
-  const converse = (process: RunningProcess) => follow(process, request, options, filled);
+  let failure: Error | undefined;
+  const onFailure = (error: Error) => {
+    failure = error;
+    filled.reject(error);
+  };
+  const converse = (process: RunningProcess) => follow(process, request, options, filled.resolve, onFailure);
   const program = process.argv[1] ?? "";
-  const layer = await startServer([process.execPath], [program, SERVE_ARCHIVE], mountPoint, signal, converse);
-  return { layer, filled: filled.promise };
+  try {
+    const layer = await startServer([process.execPath], [program, SERVE_ARCHIVE], mountPoint, signal, converse);
+    void layer.server?.process.exited.then(() => filled.reject(new Error("the archive is not served any more")));
+    return { layer, filled: filled.promise, failure: () => failure };
+  } catch (error) {
+    await rm(file, { force: true });
+    throw error;
+  }
 }
 
-/** Tells the process what to serve, gives it the URLs that it asks for, and settles `filled` by what it reports. */
+/** Tells the process what to serve, gives it the URLs that it asks for, and passes on what it reports. */
 function follow(
-  { stdin, stdout, exited }: RunningProcess,
+  { stdin, stdout }: RunningProcess,
   request: ServeRequest,
   { urls, backupId }: RemoteLayerOptions,
-  filled: PromiseWithResolversOf<string>,
+  onFilled: (file: string) => void,
+  onFailure: (error: Error) => void,
 ): void {
   let { url } = request;
   const send = (message: ServeRequest | UrlMessage) => stdin.write(`${JSON.stringify(message)}\n`);
@@ -69,12 +83,11 @@ function follow(
   createInterface({ input: stdout }).on("line", (line) => {
     const report = reportSchema.parse(JSON.parse(line));
     if (report.type === "need-url") void renew();
-    else if (report.type === "filled") filled.resolve(request.file);
+    else if (report.type === "filled") onFilled(request.file);
     else {
       log("remote-archive", { outcome: "failed", backupId, message: report.message });
-      filled.reject(new Error(report.message));
+      onFailure(new Error(report.message));
     }
   });
-  void exited.then(() => filled.reject(new Error("the archive is not served any more")));
   send(request);
 }

@@ -2,13 +2,14 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { needsPath, newSandbox, system } from "./context.js";
 import { expectMounted, tracesOf } from "./traces.js";
 
+needsPath(false);
+
 /** Whether the machine's kernel serves all layers, the overlay only, or none: a restored directory is a directory. */
 describe.each([
   { stack: "kernel", renames: true, servers: 0 },
   { stack: "kernel-overlay", renames: true, servers: 1 },
   { stack: "fuse", renames: false, servers: 2 },
 ])("with the layers of $stack", ({ stack, renames, servers }) => {
-  needsPath(false);
   beforeEach(({ skip }) => {
     skip(stack !== "fuse" && !system.hasKernelLayers, "this runtime's kernel does not serve restored directories");
   });
@@ -53,4 +54,16 @@ describe.each([
       "./a\n./b\n./moved/deps/below/file\n1\n1\n2\n",
     );
   });
+});
+
+test("a stack that there is not is refused by its name", async () => {
+  const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: "kernal" });
+  await sandbox.exec("mkdir dir && echo before > dir/file");
+  const backup = await sandbox.createBackup({ dir: "/workspace/dir" });
+
+  const error = await sandbox.fail("restoreBackup", [backup]);
+
+  expect(error.code).toBe("INVALID_BACKUP_CONFIG");
+  expect(error.message).toBe("SANDBOX_BACKUP_LAYERS is kernal and has to be one of kernel, kernel-overlay, fuse");
+  expect(await sandbox.exec("cat dir/file")).toBe("before\n");
 });

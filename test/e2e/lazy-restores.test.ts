@@ -3,7 +3,7 @@ import type { DirectoryBackup } from "../../src/backups/options.js";
 import { MiB } from "../../src/protocol.js";
 import { eventually } from "../support/eventually.js";
 import { needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
-import { expectMounted, tracesOf } from "./traces.js";
+import { expectMounted, NO_TRACES, tracesOf } from "./traces.js";
 
 /** Restores of archives so large that they are mounted before they are fetched. */
 
@@ -137,6 +137,19 @@ describe.skipIf(system.faults === undefined)("while the archive is being fetched
     await sandbox.restoreBackup(backup);
     expect(await sandbox.exec(`cd ${dir} && sha256sum *`)).toBe(sums);
     await expectMountedOnce(sandbox);
+  });
+
+  test("a bucket that refuses all of it makes the restore fail with its reason, and the directory stays", async () => {
+    const { sandbox, faults } = await newFaultySandbox();
+    await sandbox.exec(`mkdir ${dir} && echo before > ${dir}/before`);
+    await faults.set([{ method: "GET", status: 403, code: "AccessDenied" }]);
+
+    const error = await sandbox.fail("restoreBackup", [backup]);
+
+    expect(error).toMatchObject({ code: "BACKUP_RESTORE_FAILED", context: { dir, backupId: backup.id } });
+    expect(error.message).toContain("HTTP 403");
+    expect(await sandbox.exec(`cat ${dir}/*`)).toBe("before\n");
+    expect(await tracesOf(sandbox)).toEqual(NO_TRACES);
   });
 
   test("killing what serves it makes reads fail, and the next restore works", async () => {

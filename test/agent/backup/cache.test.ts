@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { appendFile, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import { ArchiveCache, type ArchiveIdentity } from "../../../container/backup/cache.js";
 import { MiB } from "../../../src/protocol.js";
 import { temporaryDirectory } from "../support.js";
@@ -13,7 +13,10 @@ let store: string;
 beforeEach(async () => {
   const directory = await temporaryDirectory();
   store = directory.path;
-  return () => directory[Symbol.asyncDispose]();
+  return () => {
+    vi.unstubAllEnvs();
+    return directory[Symbol.asyncDispose]();
+  };
 });
 
 /** Writes an archive of a MiB and has it kept, as an operation does, which then removes its own. */
@@ -126,4 +129,20 @@ test("a failure to keep an archive is not one of what made it", async () => {
   const cache = new ArchiveCache(store, 10 * MiB);
   await cache.keep(join(store, "nothing"), { backupId: "first", size: 1, digests });
   expect(await lend(cache, { backupId: "first", size: 1, digests })).toBeUndefined();
+});
+
+test.each(["", "much", "-1"])("a limit of '%s' is refused by its name", (configured) => {
+  vi.stubEnv("SANDBOX_BACKUP_CACHE", configured);
+
+  expect(() => new ArchiveCache(store)).toThrow(
+    `SANDBOX_BACKUP_CACHE is ${configured} and has to be a number of MiB, 0 or above`,
+  );
+});
+
+test("SANDBOX_BACKUP_CACHE is how many MiB it may take", async () => {
+  vi.stubEnv("SANDBOX_BACKUP_CACHE", "2");
+  const cache = new ArchiveCache(store);
+  for (const backupId of ["first", "second", "third"]) await keep(cache, backupId);
+
+  expect(await kept()).toEqual(["second.sqsh", "third.sqsh"]);
 });
