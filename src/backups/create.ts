@@ -1,4 +1,5 @@
 import { BackupCreateError, InvalidBackupConfigError, isSandboxError } from "../errors.js";
+import { allEnded } from "../promises.js";
 import type { ArchiveResult } from "../protocol.js";
 import type { AgentClient, OperationOptions } from "../runtime/agent-client.js";
 import { deleteBackup, headArchive, writeMetadata } from "./bucket.js";
@@ -32,7 +33,7 @@ export async function createBackup(deps: CreateDeps, options: ResolvedBackupOpti
     deps.signal.throwIfAborted();
     const metadata = describeBackup(backupId, options, archive, etag, deps.now());
     // Side by side: nobody knows the backup's id before both have succeeded.
-    await bothSettled(assertStored(deps.bucket, backupId, archive.size, etag), writeMetadata(deps.bucket, metadata));
+    await allEnded([assertStored(deps.bucket, backupId, archive.size, etag), writeMetadata(deps.bucket, metadata)]);
     await deps.unfinished.forget(backupId);
     return { id: backupId, dir: options.dir, ...(options.localBucket ? { localBucket: true } : {}) };
   } catch (error) {
@@ -40,12 +41,6 @@ export async function createBackup(deps: CreateDeps, options: ResolvedBackupOpti
     deps.signal.throwIfAborted();
     throw asCreateError(error, options.dir, backupId, leftover);
   }
-}
-
-/** Rejects, when neither goes on any more, with the first failure. */
-async function bothSettled(first: Promise<void>, second: Promise<void>): Promise<void> {
-  await Promise.allSettled([first, second]);
-  await Promise.all([first, second]);
 }
 
 async function sendArchive(

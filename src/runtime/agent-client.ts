@@ -1,6 +1,7 @@
 import type { z } from "zod";
 import type { TransferHandler } from "../backups/transport.js";
 import { errorFromJSON, SandboxUnavailableError } from "../errors.js";
+import { allEnded, withResolvers } from "../promises.js";
 import {
   type ArchiveEvent,
   type ArchiveRequest,
@@ -81,7 +82,7 @@ export class AgentClient {
     const ended = this.#operate(agentRoutes.restores, request, restoreEventSchema, handler, options, mounted.resolve);
     await Promise.race([mounted.promise, ended]);
     // The agent logs what comes of it.
-    return { rest: ended.then(() => {}).catch(() => {}) };
+    return { rest: allEnded([ended]).catch(() => {}) };
   }
 
   /** Runs a command. Ends with the event `complete`; stopping to read, or the signal, ends the command. */
@@ -178,12 +179,12 @@ export class AgentClient {
         }
       }
       if (last === undefined) throw stopped();
-      await answers.settled();
+      await answers.ended();
       return last;
     } catch (error) {
       await this.#stop(id);
       // What failed first is thrown; these follow from it.
-      await answers.settled().catch(() => {});
+      await answers.ended().catch(() => {});
       throw error;
     }
   }
@@ -266,9 +267,8 @@ class Answers {
   }
 
   /** Resolves when all answers were given; rejects, also not before all have ended, with the first that could not be. */
-  async settled(): Promise<void> {
-    await Promise.allSettled(this.#pending);
-    await Promise.all(this.#pending);
+  ended(): Promise<void> {
+    return allEnded(this.#pending);
   }
 }
 
@@ -316,13 +316,6 @@ async function withTimeout<Value>(work: Promise<Value>, timeout: number): Promis
   } finally {
     clearTimeout(timer);
   }
-}
-
-/** `Promise.withResolvers`, whose rejection is no error when nobody waits for it any more. */
-function withResolvers<Value>() {
-  const resolvers = Promise.withResolvers<Value>();
-  resolvers.promise.catch(() => {});
-  return resolvers;
 }
 
 function bodyOf(response: Response): ReadableStream<Uint8Array> {
