@@ -9,6 +9,7 @@ import { pipeline } from "node:stream/promises";
 import type { z } from "zod";
 import { type SandboxError, SandboxUnavailableError, ValidationError } from "../src/errors.js";
 import { hostErrorHeader, startRequestSchema, type startResultSchema } from "../src/protocol.js";
+import { listenOnLoopback } from "./loopback.js";
 import { isRunning, PROCESS_TAG, processTag } from "./process-tag.js";
 import { removeDirectory, type Sandbox } from "./sandbox.js";
 import { Sandboxes } from "./sandboxes.js";
@@ -63,13 +64,10 @@ export async function startHost(options: HostOptions): Promise<Host> {
   // Streams last as long as the work that they report on, and workerd reuses connections after any pause.
   server.requestTimeout = 0;
   server.keepAliveTimeout = 0;
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  if (address === null || typeof address === "string") throw new Error("A server on a port has no port.");
+  const port = await listenOnLoopback(server);
 
   return {
-    url: `http://127.0.0.1:${address.port}`,
+    url: `http://127.0.0.1:${port}`,
     token,
     async close() {
       server.close();

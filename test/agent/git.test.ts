@@ -2,9 +2,9 @@ import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { listenOnLoopback } from "../../dev/loopback.js";
 import { agentRoutes } from "../../src/protocol.js";
 import { errorOf, eventually, TestAgent, temporaryDirectory } from "./support.js";
 
@@ -143,9 +143,7 @@ async function passwordServer(origin: string) {
       () => response.writeHead(404).end(),
     );
   });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
+  const port = await listenOnLoopback(server);
   return {
     host: `127.0.0.1:${port}`,
     commandLines,
@@ -192,9 +190,7 @@ test("repeats no credentials in an error", async () => {
 test("leaves nothing of a clone whose client goes away", async () => {
   await using it = await scene();
   const silent = createServer(() => {});
-  silent.listen(0, "127.0.0.1");
-  await once(silent, "listening");
-  const { port } = silent.address() as AddressInfo;
+  const port = await listenOnLoopback(silent);
   const leaving = new AbortController();
   const request = { repoUrl: `http://127.0.0.1:${port}/repo`, targetDir: it.targetDir };
 

@@ -1,9 +1,8 @@
-import { once } from "node:events";
 import { mkdtemp, readFile, realpath, rm } from "node:fs/promises";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type AgentServer, type Backups, createServer } from "../../container/server.js";
+import { listenOnLoopback } from "../../dev/loopback.js";
 import { sandboxErrorSchema } from "../../src/errors.js";
 import { agentRoutes, type ExecEventMessage, type ExecRequest } from "../../src/protocol.js";
 
@@ -37,10 +36,7 @@ export class TestAgent implements AsyncDisposable {
 
   static async start(backups: Partial<Backups> = {}): Promise<TestAgent> {
     const server = createServer({ ...noBackups, ...backups });
-    server.http.listen(0, "127.0.0.1");
-    await once(server.http, "listening");
-    const { port } = server.http.address() as AddressInfo;
-    return new TestAgent(server, `http://127.0.0.1:${port}`);
+    return new TestAgent(server, `http://127.0.0.1:${await listenOnLoopback(server.http)}`);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

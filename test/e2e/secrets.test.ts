@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { listenOnLoopback } from "../../dev/loopback.js";
 import type { TestSandbox } from "../support/client.js";
 import { eventually } from "../support/eventually.js";
 import type { FaultControl } from "../support/fault-proxy.js";
@@ -56,6 +56,7 @@ async function expectNoSecrets(sandbox: TestSandbox): Promise<void> {
 describe.skipIf(system.pid === undefined)("no secret, presigned URL or token is seen", () => {
   let sandbox: TestSandbox;
   let faults: FaultControl;
+  let gitPort: number;
   const gitServer = createServer((request, response) => {
     const isAllowed = request.headers.authorization !== undefined;
     response.writeHead(isAllowed ? 404 : 401, { "www-authenticate": "Basic" }).end("no");
@@ -64,7 +65,7 @@ describe.skipIf(system.pid === undefined)("no secret, presigned URL or token is 
   beforeAll(async () => {
     ({ sandbox, faults } = await newFaultySandbox());
     await sandbox.exec("mkdir dir && head -c 17000000 /dev/urandom > dir/random");
-    await new Promise<void>((resolve) => gitServer.listen(0, "127.0.0.1", resolve));
+    gitPort = await listenOnLoopback(gitServer);
   });
   afterAll(() => gitServer.close());
 
@@ -125,8 +126,7 @@ describe.skipIf(system.pid === undefined)("no secret, presigned URL or token is 
   });
 
   test("in the error, the arguments and the files of a clone that fails", async () => {
-    const { port } = gitServer.address() as AddressInfo;
-    const url = `http://user:${PASSWORD}@127.0.0.1:${port}/repo.git`;
+    const url = `http://user:${PASSWORD}@127.0.0.1:${gitPort}/repo.git`;
 
     const error = await sandbox.fail("gitCheckout", [url]);
 

@@ -3,6 +3,7 @@ import { mkdir, open, readFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { listenOnLoopback } from "../../dev/loopback.ts";
 
 /** Runs `sandbox-backup dev`. Without TypeScript that has to be compiled, for the demo runs this file as it is. */
 
@@ -87,9 +88,7 @@ function answers(url: string): Promise<boolean> {
 
 export async function freePort(): Promise<number> {
   const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
+  const port = await listenOnLoopback(server);
   await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("no free port");
-  return address.port;
+  return port;
 }

@@ -1,5 +1,5 @@
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import { listenOnLoopback } from "../../dev/loopback.ts";
 
 /**
  * A proxy before an S3 endpoint, which fails as a test tells it to, and remembers what passed. Signatures stay good: it
@@ -47,6 +47,7 @@ export class FaultProxy {
   #requests: SeenRequest[] = [];
   readonly #others: FaultProxy[] = [];
   readonly #server: Server;
+  #port = 0;
 
   private constructor(
     private readonly upstream: URL,
@@ -61,17 +62,13 @@ export class FaultProxy {
    */
   static async start(upstream: string, announce: Announce = async () => {}): Promise<FaultProxy> {
     const proxy = new FaultProxy(new URL(upstream), announce);
-    await new Promise<void>((resolve) => proxy.#server.listen(0, "127.0.0.1", resolve));
+    proxy.#port = await listenOnLoopback(proxy.#server);
     await announce(proxy.#port);
     return proxy;
   }
 
   get origin(): string {
     return `http://127.0.0.1:${this.#port}`;
-  }
-
-  get #port(): number {
-    return (this.#server.address() as AddressInfo).port;
   }
 
   stop(): void {

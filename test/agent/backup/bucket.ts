@@ -1,10 +1,9 @@
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
 import { buffer } from "node:stream/consumers";
 import { onTestFinished } from "vitest";
 import type { UrlSource } from "../../../container/backup/object-request.js";
+import { listenOnLoopback } from "../../../dev/loopback.js";
 import type { ChunkDigests } from "../../../src/protocol.js";
 
 export type Answer = (request: IncomingMessage, response: ServerResponse) => void;
@@ -28,9 +27,7 @@ export class Bucket implements UrlSource {
       const answer = bucket.answers.shift() ?? (request.method === "PUT" ? bucket.take : bucket.give);
       answer(request, response);
     });
-    server.listen(0, "127.0.0.1");
-    await once(server, "listening");
-    bucket.#origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    bucket.#origin = `http://127.0.0.1:${await listenOnLoopback(server)}`;
     onTestFinished(() => {
       server.closeAllConnections();
       server.close();
