@@ -1,8 +1,8 @@
-import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { json, text } from "node:stream/consumers";
 import { finished } from "node:stream/promises";
 import { setTimeout as delay } from "node:timers/promises";
+import { listenOnLoopback } from "../../dev/loopback.ts";
 import { PROFILES, type Profile } from "../profiles.ts";
 import { Network } from "./network.ts";
 import { type Content, newEtag, Objects, S3Error, slices } from "./objects.ts";
@@ -17,28 +17,26 @@ export async function startStore(): Promise<{ server: Server; origin: string }> 
   const network = new Network(PROFILES.lan);
   const server = createServer((request, response) => {
     const url = new URL(request.url ?? "/", "http://store");
-    const work = url.pathname.startsWith("/-/")
-      ? control(objects, network, url, request, response)
-      : network.request(() => serve(objects, network, url, request, response));
+    const exchange = { objects, network, url, request, response };
+    const work = url.pathname.startsWith("/-/") ? control(exchange) : network.request(() => serve(exchange));
     work.catch((error: unknown) => refuse(response, error));
   });
   // Clients keep connections for as long as a run lasts.
   server.requestTimeout = 0;
   server.keepAliveTimeout = 0;
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  if (address === null || typeof address === "string") throw new Error("A server on a port has no port.");
-  return { server, origin: `http://127.0.0.1:${address.port}` };
+  return { server, origin: `http://127.0.0.1:${await listenOnLoopback(server)}` };
 }
 
-async function control(
-  objects: Objects,
-  network: Network,
-  url: URL,
-  request: IncomingMessage,
-  response: ServerResponse,
-): Promise<void> {
+/** A request, its answer, and what both are about. */
+interface Exchange {
+  objects: Objects;
+  network: Network;
+  url: URL;
+  request: IncomingMessage;
+  response: ServerResponse;
+}
+
+async function control({ objects, network, url, request, response }: Exchange): Promise<void> {
   const prefix = url.searchParams.get("prefix");
   switch (`${request.method} ${url.pathname}`) {
     case "PUT /-/profile":
@@ -60,13 +58,7 @@ async function control(
   response.writeHead(204).end();
 }
 
-async function serve(
-  objects: Objects,
-  network: Network,
-  url: URL,
-  request: IncomingMessage,
-  response: ServerResponse,
-): Promise<void> {
+async function serve({ objects, network, url, request, response }: Exchange): Promise<void> {
   // "/bucket/key".
   const key = decodeURIComponent(url.pathname.split("/").slice(2).join("/"));
   const uploadId = url.searchParams.get("uploadId");
