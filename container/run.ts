@@ -7,7 +7,7 @@ import type { Readable, Writable } from "node:stream";
 const STDERR_KEPT = 8 * 1024;
 
 /** What tools may see of the agent's environment; LC_ALL=C makes their messages the ones that the agent reads. */
-const TOOL_ENV = { PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" };
+export const TOOL_ENV = { PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" };
 
 export interface ProcessOptions {
   cwd?: string | undefined;
@@ -23,6 +23,10 @@ export interface ProcessOptions {
 export interface Exit {
   code: number | null;
   signal: NodeJS.Signals | null;
+}
+
+export function describeExit({ code, signal }: Exit): string {
+  return code === null ? `was ended by ${signal}` : `exited with ${code}`;
 }
 
 export interface RunningProcess {
@@ -150,11 +154,7 @@ export async function runTool(tool: string, args: readonly string[], options: To
   if (code !== null && (options.okExitCodes ?? [0]).includes(code)) {
     return { exitCode: code, stdout: Buffer.concat(stdout), stderr: stderr().toString() };
   }
-  const how = timedOut
-    ? `took longer than ${options.timeout} ms`
-    : code === null
-      ? `was ended by ${signal}`
-      : `exited with ${code}`;
+  const how = timedOut ? `took longer than ${options.timeout} ms` : describeExit({ code, signal });
   const words = stderr().toString().trim();
   throw new ToolError(words === "" ? `${tool} ${how}` : `${tool} ${how}: ${words}`, {
     tool,

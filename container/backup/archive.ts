@@ -2,13 +2,19 @@ import { constants } from "node:fs";
 import { access, lstat, readFile, rm, stat } from "node:fs/promises";
 import { BackupCreateError } from "../../src/errors.js";
 import { type ArchiveRequest, MiB } from "../../src/protocol.js";
-import { runTool, ToolError } from "../run.js";
+import { runTool, TOOL_ENV, ToolError } from "../run.js";
 
 /** mksquashfs: a directory becomes one squashfs 4.0 file. */
 
 /** mksquashfs works in this much memory at most, in bytes. Measured: as fast as its default of a quarter of the machine. */
 const MOST_MEMORY = 64 * MiB;
 const LEAST_MEMORY = 16 * MiB;
+
+/**
+ * For glibc's mallopt(3): mksquashfs has a buffer for each block of a file, which malloc would get from the kernel, zeroed, and
+ * give back each time. Measured: a tenth less time, a quarter less of the kernel's, 4 MiB more memory.
+ */
+const KEPT_BUFFERS = { MALLOC_MMAP_THRESHOLD_: String(32 * MiB), MALLOC_TRIM_THRESHOLD_: String(1024 * MiB) };
 
 /** A file that vanishes ends mksquashfs; it starts over this often before vanished files are tolerated one by one. */
 const STRICT_ATTEMPTS = 4;
@@ -109,7 +115,8 @@ async function mksquashfs(
   onStderrLine?: (line: string) => void,
 ): Promise<void> {
   const args = [...planMksquashfs(options, await memoryBudget()), ...flags];
-  await runTool("mksquashfs", args, { signal: options.signal, ...(onStderrLine && { onStderrLine }) });
+  const env = { ...TOOL_ENV, ...KEPT_BUFFERS };
+  await runTool("mksquashfs", args, { env, signal: options.signal, ...(onStderrLine && { onStderrLine }) });
 }
 
 /** Where cgroup v2 and v1 have the container's limit, in bytes. */
