@@ -7,8 +7,8 @@ import type { ChunkDigests } from "../../src/protocol.js";
 const DIGEST_SIZE = 32;
 
 const LEAST_CHUNK = MiB;
-/** Of the chunks of one archive, so that its metadata stays below 1 MiB. */
-const MOST_CHUNKS = 16_384;
+/** Of the chunks of one archive, so that its metadata stays below 3 MiB. */
+const MOST_CHUNKS = 65_536;
 
 /** The size of an archive's chunks, in bytes: a power of two. `size` is what the archive may come to. */
 export function chunkSizeFor(size: number): number {

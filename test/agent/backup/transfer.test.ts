@@ -62,13 +62,13 @@ describe("planParts", () => {
     expect(parts.at(-1)?.size).toBeLessThanOrEqual(first?.size ?? 0);
     expect(parts.at(-1)?.size).toBeGreaterThan(0);
     expect(sizes.part % sizes.chunk).toBe(0);
-    expect(size / sizes.chunk).toBeLessThanOrEqual(16_384);
+    expect(size / sizes.chunk).toBeLessThanOrEqual(65_536);
   });
 
   test.each([
-    { most: 30, likely: 20, chunk: 2 },
-    { most: 75, likely: 40, chunk: 4 },
-    { most: 200, likely: 100, chunk: 8 },
+    { most: 120, likely: 80, chunk: 2 },
+    { most: 300, likely: 160, chunk: 4 },
+    { most: 800, likely: 400, chunk: 8 },
     { most: 10, likely: 1, chunk: 1 },
   ])("cuts parts between chunks, with room for $most GiB on a disk that holds $likely", ({ most, likely, chunk }) => {
     const sizes = uploadSizes(most * 1024 * MiB, likely * 1024 * MiB);
