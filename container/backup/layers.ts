@@ -1,9 +1,9 @@
-import { mkdir, mkdtemp, readdir, readFile, stat } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { InvalidBackupConfigError } from "../../src/errors.js";
 import { log } from "../log.js";
-import { keepEnd, type RunningProcess, runTool, startProcess, ToolError } from "../run.js";
+import { describeExit, keepEnd, type RunningProcess, runTool, startProcess, ToolError } from "../run.js";
 import { isMissing } from "./directory.js";
 
 /**
@@ -38,9 +38,11 @@ export interface Layer {
   readonly server?: Server;
 }
 
-interface Server {
+export interface Server {
   program: string;
   process: RunningProcess;
+  /** The end of what it wrote to stderr. */
+  stderr: () => Buffer;
   /** Set when it is meant to end. */
   stopping: boolean;
 }
@@ -63,31 +65,43 @@ export class Layers {
   readonly #proven = new Set<Stack>();
 
   /**
-   * Mounts the archive in `layers`, and makes the empty layer that is to go over it.
-   * @throws {ToolError} when no stack can mount it, with the last one's words; then nothing is mounted
+   * Mounts the archive in `layers` by the first stack that also makes the overlay, and makes the empty layer that goes over it.
+   * @param overlay mounts the overlay, or tries whether that works
+   * @throws {ToolError} when no stack can do it, with the last one's words; then nothing is mounted
    */
-  async mountArchive(layers: string, signal: AbortSignal): Promise<ArchiveLayer> {
+  async mountArchive<Result>(
+    layers: string,
+    signal: AbortSignal,
+    overlay: (archive: ArchiveLayer) => Promise<Result>,
+  ): Promise<[ArchiveLayer, Result]> {
     await mkdir(lowerPath(layers));
     const upper = makeUpperLayer(layers, signal);
     // It is waited for below, perhaps after it has failed.
     const ended = upper.catch(() => {});
     try {
-      return await this.#mountBest(layers, signal, upper);
+      return await this.#mountBest(layers, signal, async (archive) => {
+        await upper;
+        return overlay(archive);
+      });
     } finally {
       await ended;
     }
   }
 
-  async #mountBest(layers: string, signal: AbortSignal, upper: Promise<void>): Promise<ArchiveLayer> {
+  async #mountBest<Result>(
+    layers: string,
+    signal: AbortSignal,
+    overlay: (archive: ArchiveLayer) => Promise<Result>,
+  ): Promise<[ArchiveLayer, Result]> {
     this.#candidates ??= await allowedStacks();
     let failure: unknown;
     for (const stack of this.#candidates) {
       try {
         const archive = { stack, layer: await mountLower(stack, layers, signal) };
         try {
-          await upper;
-          await this.#prove(archive, layers, signal);
-          return archive;
+          const result = await overlay(archive);
+          this.#prove(stack);
+          return [archive, result];
         } catch (error) {
           await stopLayer(archive.layer);
           throw error;
@@ -101,14 +115,17 @@ export class Layers {
     throw failure;
   }
 
-  /** Before a directory is taken down for a stack, that has to have made an overlay; the first one is tried beside. */
-  async #prove(archive: ArchiveLayer, layers: string, signal: AbortSignal): Promise<void> {
-    const { stack } = archive;
-    if (this.#proven.has(stack)) return;
+  /** Makes an overlay beside, for a stack that has made none yet. */
+  async tryOverlay(archive: ArchiveLayer, layers: string, signal: AbortSignal): Promise<void> {
+    if (this.#proven.has(archive.stack)) return;
     // With a writable layer of its own: the kernel may not be done with this overlay yet when the next is mounted.
     const [upper, target] = [join(layers, "probe-upper"), join(layers, "probe")];
     for (const directory of [upper, target]) await mkdir(directory, { recursive: true });
     await stopLayer(await mountOverlay(archive, layers, target, signal, { upper }));
+  }
+
+  #prove(stack: Stack): void {
+    if (this.#proven.has(stack)) return;
     log("layers", { outcome: "works", stack });
     this.#proven.add(stack);
     // A better one that has worked before can work again.
@@ -156,12 +173,14 @@ export async function mountOverlay(
   // redirect_dir: a directory of the archive can be renamed. index: hard links stay linked when they are written to; but with
   // it the kernel refuses what an earlier overlay, of which a process has a file open, still writes to.
   const features = `redirect_dir=on,index=${again ? "off" : "on"}`;
-  return mountByKernel(["-t", "overlay", "-o", `${options},${features}`, "overlay"], dir, signal);
+  return unlessAborted(await mountByKernel(["-t", "overlay", "-o", `${options},${features}`, "overlay"], dir), signal);
 }
 
 async function mountLower(stack: Stack, layers: string, signal: AbortSignal): Promise<Layer> {
   const [archive, mountPoint] = [archivePath(layers), lowerPath(layers)];
-  if (stack === "kernel") return mountByKernel(["-t", "squashfs", "-o", "loop,ro", archive], mountPoint, signal);
+  if (stack === "kernel") {
+    return unlessAborted(await mountByKernel(["-t", "squashfs", "-o", "loop,ro", archive], mountPoint), signal);
+  }
   // -f: the server stays a child of the agent, which can stop it for certain.
   return startServer(SQUASHFUSE, ["-f", archive, mountPoint], mountPoint, signal);
 }
@@ -179,7 +198,7 @@ export async function stopLayer(layer: Layer): Promise<void> {
 }
 
 /** A process that holds a file of the layer open gets "not connected" from now on, where a server served it. */
-export async function endServer({ server }: Layer): Promise<void> {
+export async function endServer({ server }: Pick<Layer, "server">): Promise<void> {
   if (server === undefined) return;
   server.stopping = true;
   server.process.kill();
@@ -198,13 +217,21 @@ export async function unmount({ mountPoint, entry, server }: Layer): Promise<voi
   }
 }
 
-async function mountByKernel(args: readonly string[], mountPoint: string, signal: AbortSignal): Promise<Layer> {
+/** @param inherit descriptors that mount(8) gets as its own from 3 on */
+export async function mountByKernel(
+  args: readonly string[],
+  mountPoint: string,
+  inherit: readonly number[] = [],
+): Promise<Layer> {
   const others = await mountsAt(mountPoint);
   // Not killed half-way: that could leave a loop device.
-  await runTool("mount", [...args, mountPoint]);
+  await runTool("mount", [...args, mountPoint], { inherit });
   const entry = (await mountsAt(mountPoint)).find((line) => !others.includes(line)) ?? "";
-  const layer = { mountPoint, entry };
-  if (signal.aborted) await unmount(layer);
+  return { mountPoint, entry };
+}
+
+async function unlessAborted(layer: Layer, signal: AbortSignal): Promise<Layer> {
+  if (signal.aborted) await stopLayer(layer);
   signal.throwIfAborted();
   return layer;
 }
@@ -212,44 +239,38 @@ async function mountByKernel(args: readonly string[], mountPoint: string, signal
 /**
  * Starts a FUSE server and resolves when its mount is there and answers. Nothing is left mounted when it fails.
  * @param programs the first of these that is installed is started
- * @param converse is given the server, to write to it and to read what it writes
  */
-export async function startServer(
+async function startServer(
   programs: readonly string[],
   args: readonly string[],
   mountPoint: string,
   signal: AbortSignal,
-  converse = ({ stdin, stdout }: RunningProcess): void => {
-    stdin.end();
-    stdout.resume();
-  },
 ): Promise<Layer> {
   const others = await mountsAt(mountPoint);
   const findOwn = async () => (await mountsAt(mountPoint)).find((entry) => !others.includes(entry)) ?? "";
-  const server: Server = { ...(await startFirst(programs, args)), stopping: false };
-  const stderr = keepEnd(server.process.stderr);
-  converse(server.process);
+  const [program, process] = await startFirst(programs, args);
+  process.stdin.end();
+  process.stdout.resume();
+  const server = watchServer(program, process);
   let ended: string | undefined;
-  void server.process.exited.then(({ code, signal }) => {
-    ended = code === null ? `was ended by ${signal}` : `exited with ${code}`;
-    if (!server.stopping) log("fuse-server", { outcome: "ended", program: server.program, how: ended });
+  void process.exited.then((exit) => {
+    ended = describeExit(exit);
   });
   const failure = (how: string) => {
-    const message = `${server.program} ${how}: ${stderr().toString().trim()}`;
-    return new ToolError(message, { tool: server.program, missing: false, stderr: stderr() });
+    const stderr = server.stderr();
+    return new ToolError(`${program} ${how}: ${stderr.toString().trim()}`, { tool: program, missing: false, stderr });
   };
   let entry = "";
   try {
     const deadline = Date.now() + MOUNT_TIMEOUT;
-    for (let pause = 2; entry === ""; pause = Math.min(pause * 2, 50)) {
+    for (let pause = 2; entry === ""; pause = Math.min(pause * 2, 10)) {
       signal.throwIfAborted();
       if (ended !== undefined) throw failure(ended);
       if (Date.now() > deadline) throw failure("did not mount in time");
       await delay(pause);
       entry = await findOwn();
     }
-    // The one that serves a file serves no directory.
-    await ((await stat(mountPoint)).isDirectory() ? readdir(mountPoint) : undefined);
+    await readdir(mountPoint);
     return { mountPoint, entry, server };
   } catch (error) {
     await stopLayer({ mountPoint, entry: await findOwn(), server });
@@ -257,13 +278,24 @@ export async function startServer(
   }
 }
 
+/** Its end is logged when nobody wanted it: what it served is lost. */
+export function watchServer(program: string, process: RunningProcess): Server {
+  const server = { program, process, stderr: keepEnd(process.stderr), stopping: false };
+  void process.exited.then((exit) => {
+    if (server.stopping) return;
+    const stderr = server.stderr().toString().trim();
+    log("fuse-server", { outcome: "ended", program, how: describeExit(exit), ...(stderr !== "" && { stderr }) });
+  });
+  return server;
+}
+
 async function startFirst(
   programs: readonly string[],
   args: readonly string[],
-): Promise<Pick<Server, "program" | "process">> {
+): Promise<[program: string, process: RunningProcess]> {
   for (const program of programs) {
     try {
-      return { program, process: await startProcess(program, args) };
+      return [program, await startProcess(program, args)];
     } catch (error) {
       if (!isMissing(error)) throw error;
     }

@@ -50,13 +50,20 @@ export class Mounts {
    * @throws {ToolError} when a layer cannot be mounted; then everything is as before
    */
   async mount(dir: string, layers: string, signal: AbortSignal, source?: Layer): Promise<void> {
-    const archive = await this.#layers.mountArchive(layers, signal);
+    const place = (archive: ArchiveLayer) => startOver(dir, () => mountOverlay(archive, layers, dir, signal), signal);
+    if (!this.#isAnyAtOrUnder(dir)) {
+      // Nothing has to be taken down, so there is no harm in trying.
+      const [archive, placed] = await this.#layers.mountArchive(layers, signal, place);
+      this.#mounts.set(dir, { dir, layers, source, archive, ...placed, retired: [] });
+      return;
+    }
+    const tryBeside = (archive: ArchiveLayer) => this.#layers.tryOverlay(archive, layers, signal);
+    const [archive] = await this.#layers.mountArchive(layers, signal, tryBeside);
     let replaced: DetachedMounts;
     try {
       replaced = await this.detachAtOrUnder(dir);
       try {
-        const placed = await startOver(dir, () => mountOverlay(archive, layers, dir, signal), signal);
-        this.#mounts.set(dir, { dir, layers, source, archive, ...placed, retired: [] });
+        this.#mounts.set(dir, { dir, layers, source, archive, ...(await place(archive)), retired: [] });
       } catch (error) {
         await replaced.reattach();
         throw error;
@@ -117,6 +124,10 @@ export class Mounts {
       detached.push(mount);
     }
     return { reattach, discard: () => discardAll(detached) };
+  }
+
+  #isAnyAtOrUnder(dir: string): boolean {
+    return [...this.#mounts.keys()].some((mounted) => isAtOrUnder(mounted, dir));
   }
 
   /** Takes down everything and removes it. */

@@ -1,13 +1,17 @@
-import { rm, writeFile } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, open, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { type RestoreRequest, WHOLE_OBJECT } from "../../src/protocol.js";
 import { log } from "../log.js";
 import { SERVE_ARCHIVE } from "../remote/argument.js";
+import { MOUNT_ARGS } from "../remote/fuse-file.js";
 import { reportSchema, type ServeRequest, type UrlMessage } from "../remote/messages.js";
-import type { RunningProcess } from "../run.js";
+import { RemoteFile } from "../remote/remote-file.js";
+import { startProcess, ToolError } from "../run.js";
 import { withResolvers } from "../with-resolvers.js";
-import { archivePath, type Layer, startServer } from "./layers.js";
+import { ExpectedDigests } from "./digests.js";
+import { archivePath, endServer, type Layer, mountByKernel, type Server, unmount, watchServer } from "./layers.js";
 import type { RequestLimits, UrlSource } from "./object-request.js";
 
 /** An archive that is mounted before it is fetched: a process of its own serves it as a file. */
@@ -31,44 +35,82 @@ export interface RemoteLayer {
 }
 
 /**
- * Has the archive appear in `layers`, of which what is read is fetched first, and the rest in the background.
- * @throws {ToolError} when this container does not allow that
+ * Has the archive appear in `layers`, of which what is read is fetched first, and the rest in the background. What a file
+ * system is mounted by is fetched here, while the process starts.
+ * @throws {ToolError} when this container does not allow that; what the bucket answers. Then nothing of it is left
  */
 export async function mountRemote(options: RemoteLayerOptions): Promise<RemoteLayer> {
-  const { layers, archive, urls, limits, signal } = options;
+  const { layers, signal } = options;
   const mountPoint = archivePath(layers);
-  await writeFile(mountPoint, "", { mode: 0o600 });
   const file = join(layers, "data");
-  const { size, etag, digests } = archive;
-  const url = await urls.get(WHOLE_OBJECT);
-  const { stallTimeout } = limits;
-  const request: ServeRequest = { mountPoint, file, size, etag, digests, url, stallTimeout };
-  const filled = withResolvers<string>();
-  let failure: Error | undefined;
-  const onFailure = (error: Error) => {
-    failure = error;
-    filled.reject(error);
-  };
-  const converse = (process: RunningProcess) => follow(process, request, options, filled.resolve, onFailure);
-  const program = process.argv[1] ?? "";
+  const device = await openDevice();
+  const failed = new AbortController();
+  const fetching = fetchTables(file, { ...options, signal: AbortSignal.any([signal, failed.signal]) });
+  const fetched = fetching.catch(() => {}); // It is waited for below, perhaps after something else has failed.
+  let server: Server | undefined;
+  let layer: Layer | undefined;
   try {
-    const layer = await startServer([process.execPath], [program, SERVE_ARCHIVE], mountPoint, signal, converse);
-    void layer.server?.process.exited.then(() => filled.reject(new Error("the archive is not served any more")));
-    return { layer, filled: filled.promise, failure: () => failure };
+    server = await startArchiveServer(device);
+    await writeFile(mountPoint, "", { mode: 0o600 });
+    layer = await mountByKernel([...MOUNT_ARGS, "sandbox-backup"], mountPoint, [device.fd]);
+    const request = await fetching;
+    signal.throwIfAborted();
+    return { layer: { ...layer, server }, ...follow(server, request, options) };
   } catch (error) {
-    await rm(file, { force: true });
+    failed.abort(error);
+    await fetched;
+    // In this order: whoever looks at a mount whose requests are not answered, waits, as umount(8) may.
+    if (server !== undefined) await endServer({ server });
+    await device.close();
+    if (layer !== undefined) await unmount(layer);
+    for (const path of [mountPoint, file]) await rm(path, { force: true });
     throw error;
+  } finally {
+    // From now on the mount ends with the process.
+    await device.close();
   }
 }
 
-/** Tells the process what to serve, gives it the URLs that it asks for, and passes on what it reports. */
+/** @throws {ToolError} where there is no FUSE */
+async function openDevice(): Promise<FileHandle> {
+  try {
+    return await open("/dev/fuse", constants.O_RDWR);
+  } catch (error) {
+    const facts = { tool: "/dev/fuse", missing: true, stderr: Buffer.alloc(0) };
+    throw new ToolError(`/dev/fuse cannot be opened: ${error}`, facts, { cause: error });
+  }
+}
+
+/** It waits until it is told what to serve. */
+async function startArchiveServer(device: FileHandle): Promise<Server> {
+  const args = [process.argv[1] ?? "", SERVE_ARCHIVE];
+  return watchServer(SERVE_ARCHIVE, await startProcess(process.execPath, args, { inherit: [device.fd] }));
+}
+
+/** @returns what the process is to be told */
+async function fetchTables(file: string, options: RemoteLayerOptions): Promise<ServeRequest> {
+  const { archive, urls, limits, signal } = options;
+  const { size, etag, digests } = archive;
+  using remote = await RemoteFile.open({
+    path: file,
+    archive: { size, etag, digests: new ExpectedDigests(digests, size) },
+    urls,
+    limits,
+    signal,
+    onFailure: () => {}, // It is what is thrown here.
+  });
+  const present = await remote.fetchTables();
+  return { file, present, size, etag, digests, url: await urls.get(WHOLE_OBJECT), stallTimeout: limits.stallTimeout };
+}
+
+/** Tells the process what to serve, and gives it the URLs that it asks for. */
 function follow(
-  { stdin, stdout }: RunningProcess,
+  { process: { stdin, stdout, exited } }: Server,
   request: ServeRequest,
   { urls, backupId }: RemoteLayerOptions,
-  onFilled: (file: string) => void,
-  onFailure: (error: Error) => void,
-): void {
+): Pick<RemoteLayer, "filled" | "failure"> {
+  const filled = withResolvers<string>();
+  let failure: Error | undefined;
   let { url } = request;
   const send = (message: ServeRequest | UrlMessage) => stdin.write(`${JSON.stringify(message)}\n`);
   const renew = async () => {
@@ -83,11 +125,14 @@ function follow(
   createInterface({ input: stdout }).on("line", (line) => {
     const report = reportSchema.parse(JSON.parse(line));
     if (report.type === "need-url") void renew();
-    else if (report.type === "filled") onFilled(request.file);
+    else if (report.type === "filled") filled.resolve(request.file);
     else {
       log("remote-archive", { outcome: "failed", backupId, message: report.message });
-      onFailure(new Error(report.message));
+      failure = new Error(report.message);
+      filled.reject(failure);
     }
   });
+  void exited.then(() => filled.reject(new Error("the archive is not served any more")));
   send(request);
+  return { filled: filled.promise, failure: () => failure };
 }

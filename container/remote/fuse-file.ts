@@ -54,10 +54,11 @@ export interface ServedFile {
   read(offset: number, length: number): Buffer | Promise<Buffer>;
 }
 
-/** Options of mount(8) for a file whose requests come to this descriptor of /dev/fuse. */
-export function mountOptions(fd: number): string {
-  return `ro,fd=${fd},rootmode=100400,user_id=0,group_id=0`;
-}
+/** The descriptor of /dev/fuse in mount(8), and in the process that serves the file. */
+export const DEVICE = 3;
+
+/** Arguments of mount(8) for a file whose requests come to that descriptor. -i: without libfuse's helper, which may be missing. */
+export const MOUNT_ARGS = ["-i", "-t", "fuse", "-o", `ro,fd=${DEVICE},rootmode=100400,user_id=0,group_id=0`];
 
 /** Answers the requests that come to an open /dev/fuse. Returns when the mount is gone. */
 export async function serveFile(device: number, file: ServedFile): Promise<void> {

@@ -5,10 +5,10 @@ import type { ChunkDigests } from "../../src/protocol.js";
 
 /** The first line that the process gets. */
 export interface ServeRequest {
-  /** An empty file, over which the archive is mounted. */
-  mountPoint: string;
   /** Where what was fetched is kept. */
   file: string;
+  /** Chunks of it that are there, by number. */
+  present: readonly number[];
   size: number;
   etag: string;
   digests: ChunkDigests;

@@ -36,13 +36,17 @@ const INODE_TABLE_START = 64;
 const SUPERBLOCK_SIZE = 96;
 
 export interface RemoteFileOptions {
-  /** Where it is kept; made anew. */
+  /** Where it is kept; made anew where nothing of it is there. */
   path: string;
+  /** Chunks that are there and were checked, by number. @default none */
+  present?: readonly number[];
   archive: RemoteArchive & { digests: NonNullable<RemoteArchive["digests"]> };
   urls: UrlSource;
   limits: RequestLimits;
   /** How long a read waits for its bytes, in ms. @default 60,000 */
   readTimeout?: number;
+  /** Ends all requests. @default none does, but the end of this object */
+  signal?: AbortSignal;
   /** Told once why nothing more will come of the bucket. */
   onFailure: (error: Error) => void;
 }
@@ -66,15 +70,17 @@ export class RemoteFile implements Disposable {
     /** For reads that must not wait for one of Node's threads. */
     private readonly fd: number,
   ) {
-    const { size, digests } = options.archive;
+    const { archive, present = [], signal = this.#ended.signal } = options;
+    const { size, digests } = archive;
     this.size = size;
     this.#chunkSize = digests.chunkSize;
     this.#present = new Uint8Array(Math.ceil(size / digests.chunkSize));
-    this.#client = new ObjectClient(options.urls, options.limits, this.#ended.signal);
+    for (const chunk of present) this.#present[chunk] = 1;
+    this.#client = new ObjectClient(options.urls, options.limits, AbortSignal.any([signal, this.#ended.signal]));
   }
 
   static async open(options: RemoteFileOptions): Promise<RemoteFile> {
-    const file = await open(options.path, "w+", 0o600);
+    const file = await open(options.path, options.present === undefined ? "w+" : "r+", 0o600);
     await file.truncate(options.archive.size);
     return new RemoteFile(options, file, openSync(options.path, "r"));
   }
@@ -87,6 +93,21 @@ export class RemoteFile implements Disposable {
     const missing = this.#chunksOf(offset, length).filter((chunk) => this.#present[chunk] !== 1);
     if (missing.length === 0) return this.#readPresent(offset, length);
     return this.#fetchWanted(missing).then(() => this.#readPresent(offset, length));
+  }
+
+  /**
+   * Fetches what the file system is mounted and looked up by.
+   * @returns the chunks that are there, by number
+   * @throws what the bucket answers
+   */
+  async fetchTables(): Promise<number[]> {
+    const last = this.#present.length - 1;
+    // The tables are small beside the data that they follow: most of them end here.
+    await this.#fetchAll([0, Math.max(0, last - 1), last]);
+    const superblock = this.#readPresent(0, Math.min(SUPERBLOCK_SIZE, this.size));
+    const tables = superblock.length < SUPERBLOCK_SIZE ? 0n : superblock.readBigUInt64LE(INODE_TABLE_START);
+    await this.#fetchAll(range(Math.floor(Number(tables) / this.#chunkSize), last + 1));
+    return range(0, last + 1).filter((chunk) => this.#present[chunk] === 1);
   }
 
   /**
@@ -114,18 +135,21 @@ export class RemoteFile implements Disposable {
   }
 
   async #fillOnce(): Promise<void> {
-    const last = this.#present.length - 1;
-    await Promise.all([this.#want(0), this.#want(last)]);
-    const superblock = this.#readPresent(0, Math.min(SUPERBLOCK_SIZE, this.size));
-    const tables = superblock.length < SUPERBLOCK_SIZE ? 0n : superblock.readBigUInt64LE(INODE_TABLE_START);
-    const first = Math.min(last, Math.floor(Number(tables) / this.#chunkSize));
-    const order = [...range(first, last + 1), ...range(0, first)];
-    const fillers = Math.max(1, Math.min(MOST_FILLERS, Math.floor(FILL_MEMORY / this.#chunkSize)));
-    await forEachConcurrently(order, fillers, async (chunk) => {
+    await this.fetchTables();
+    await forEachConcurrently(range(0, this.#present.length), this.#fillers, async (chunk) => {
       // Who waits for other bytes goes first.
       while (this.#wanted.size > 0) await Promise.allSettled(this.#wanted.values());
       if (this.#present[chunk] !== 1) await this.#fetch(chunk);
     });
+  }
+
+  #fetchAll(chunks: readonly number[]): Promise<void> {
+    return forEachConcurrently(chunks, this.#fillers, (chunk) => this.#want(chunk));
+  }
+
+  /** How many chunks are fetched at a time that nobody waits for. */
+  get #fillers(): number {
+    return Math.max(1, Math.min(MOST_FILLERS, Math.floor(FILL_MEMORY / this.#chunkSize)));
   }
 
   async #fetchWanted(chunks: readonly number[]): Promise<void> {

@@ -1,9 +1,7 @@
-import { constants, openSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { ExpectedDigests } from "../backup/digests.js";
 import { DEFAULT_REQUEST_LIMITS, type UrlSource } from "../backup/object-request.js";
-import { runTool } from "../run.js";
-import { mountOptions, serveFile } from "./fuse-file.js";
+import { DEVICE, serveFile } from "./fuse-file.js";
 import type { Report, ServeRequest, UrlMessage } from "./messages.js";
 import { RemoteFile } from "./remote-file.js";
 
@@ -15,30 +13,19 @@ import { RemoteFile } from "./remote-file.js";
 export async function serveArchive(): Promise<void> {
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
   const first = await lines.next();
-  const request: ServeRequest = JSON.parse(first.value ?? "");
-  const { size, etag } = request;
+  const { file, size, etag, digests, present, url, stallTimeout }: ServeRequest = JSON.parse(first.value ?? "");
   const remote = await RemoteFile.open({
-    path: request.file,
-    archive: { size, etag, digests: new ExpectedDigests(request.digests, size) },
-    urls: new AgentUrls(request.url, lines),
-    limits: { ...DEFAULT_REQUEST_LIMITS, stallTimeout: request.stallTimeout },
+    path: file,
+    present,
+    archive: { size, etag, digests: new ExpectedDigests(digests, size) },
+    urls: new AgentUrls(url, lines),
+    limits: { ...DEFAULT_REQUEST_LIMITS, stallTimeout },
     onFailure: fail,
   });
   remote.fill().then(() => report({ type: "filled" }), fail);
-  const device = await mountFile(request);
-  await serveFile(device, remote);
+  await serveFile(DEVICE, remote);
   // A thread may still wait for the device, and Node would wait for the thread.
   process.kill(process.pid, "SIGKILL");
-}
-
-/** @returns the descriptor that the kernel's requests come to */
-async function mountFile({ mountPoint }: ServeRequest): Promise<number> {
-  const device = openSync("/dev/fuse", constants.O_RDWR);
-  // mount(8) gets it as its descriptor 3. -i: without the helper of libfuse, which may be missing.
-  await runTool("mount", ["-i", "-t", "fuse", "-o", mountOptions(3), "sandbox-backup", mountPoint], {
-    inherit: [device],
-  });
-  return device;
 }
 
 let failed = false;

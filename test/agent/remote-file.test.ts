@@ -56,7 +56,7 @@ test("the rest is fetched in the background, the tables first", async () => {
   const { file } = await openFile(bucket);
   await file.fill();
 
-  expect(ranges.slice(0, 3)).toEqual([0, 8, 7]);
+  expect(ranges.slice(0, 3).toSorted()).toEqual([0, 7, 8]);
   expect(ranges.toSorted()).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8]);
   const all = file.read(0, content.length);
   expect(all instanceof Buffer && isContent(all, 0)).toBe(true);
