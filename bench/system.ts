@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { type DevServer, freePort, startDevServer } from "../test/support/dev-server.ts";
+import { type Disk, mountDisk } from "../test/support/disk.ts";
 import { BenchSandbox, type SandboxKind } from "./sandbox.ts";
 import { Store } from "./store/client.ts";
 import type { Calls, StepResult } from "./worker/src/calls.ts";
@@ -15,13 +16,16 @@ export class System {
   readonly store: Store;
   /** For files of the benchmark itself. */
   readonly directory: string;
+  /** Of the file system that sandboxes are in; undefined for the machine's own. */
+  readonly disk: Disk | undefined;
   readonly #server: DevServer;
   readonly #url: string;
   #sandboxes = 0;
 
-  private constructor(store: Store, server: DevServer, url: string, directory: string) {
+  private constructor(store: Store, server: DevServer, url: string, directory: string, disk: Disk | undefined) {
     this.store = store;
     this.directory = directory;
+    this.disk = disk;
     this.#server = server;
     this.#url = url;
   }
@@ -30,21 +34,23 @@ export class System {
   static async start(signal: AbortSignal): Promise<System> {
     const directory = await mkdtemp(join(tmpdir(), "sbb-"));
     const store = await Store.start();
+    const disk = await mountDisk(directory);
     try {
-      const temp = join(directory, "t");
+      const temp = join(disk?.directory ?? directory, "t");
       await mkdir(temp);
       const port = await freePort();
       const server = await startDevServer({
         config: WORKER_CONFIG,
-        directory: join(directory, "dev"),
+        directory: join(disk?.directory ?? directory, "dev"),
         port,
         args: ["--var", `BACKUP_BUCKET_ENDPOINT:${store.origin}`],
         env: { TMPDIR: temp, WRANGLER_SEND_METRICS: "false" },
         signal,
       });
-      return new System(store, server, `http://127.0.0.1:${port}`, directory);
+      return new System(store, server, `http://127.0.0.1:${port}`, directory, disk);
     } catch (error) {
       await store.stop();
+      await disk?.remove();
       await rm(directory, { recursive: true, force: true });
       throw error;
     }
@@ -53,6 +59,7 @@ export class System {
   async stop(): Promise<void> {
     await this.#server.stop();
     await this.store.stop();
+    await this.disk?.remove();
     await rm(this.directory, { recursive: true, force: true });
   }
 
