@@ -6,6 +6,7 @@ import fs from "node:fs";
 const root = Buffer.from(process.argv[2]);
 const inodes = new Map();
 const lines = [];
+const buffer = Buffer.alloc(1 << 20);
 
 /** Names are bytes; latin1 shows each. */
 function describe(target, name) {
@@ -37,7 +38,6 @@ function describe(target, name) {
 
 function digest(target) {
   const hash = createHash("sha256");
-  const buffer = Buffer.alloc(1 << 20);
   const file = fs.openSync(target, "r");
   for (let count = fs.readSync(file, buffer); count > 0; count = fs.readSync(file, buffer))
     hash.update(buffer.subarray(0, count));
