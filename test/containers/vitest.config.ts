@@ -14,8 +14,6 @@ export default defineConfig({
       return { test: { ...suite, include, name: runtime, provide: { runtime }, testTimeout: 180_000 } };
     }),
     maxWorkers: 4,
-    // An engine on a busy machine is late now and then.
-    retry: 1,
     reporters: ["default", new EndsReport()],
   },
 });
