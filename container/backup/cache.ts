@@ -1,8 +1,8 @@
 import { link, mkdir, rm, stat, statfs } from "node:fs/promises";
 import { join } from "node:path";
-import { InvalidBackupConfigError } from "../../src/errors.js";
 import { type ChunkDigests, MiB } from "../../src/protocol.js";
 import { log } from "../log.js";
+import { numberSetting } from "../settings.js";
 import { isMissing } from "./directory.js";
 import { STORE_DIR } from "./scratch.js";
 
@@ -145,9 +145,6 @@ async function isInUse(file: string): Promise<boolean> {
 
 /** SANDBOX_BACKUP_CACHE, in MiB: how much the cache may take; 0 turns it off. */
 function limitFromEnv(): number | undefined {
-  const configured = process.env.SANDBOX_BACKUP_CACHE;
-  if (configured === undefined) return undefined;
-  const size = Number(configured);
-  if (configured.trim() !== "" && size >= 0) return size * MiB;
-  throw new InvalidBackupConfigError(`SANDBOX_BACKUP_CACHE is ${configured} and has to be a number of MiB, 0 or above`);
+  const size = numberSetting("SANDBOX_BACKUP_CACHE", "MiB", 0);
+  return size === undefined ? undefined : size * MiB;
 }

@@ -7,7 +7,6 @@ import { pipeline } from "node:stream/promises";
 import {
   BackupCreateError,
   BackupRestoreError,
-  InvalidBackupConfigError,
   isSandboxError,
   OperationAbortedError,
   ValidationError,
@@ -26,6 +25,7 @@ import {
 } from "../../src/protocol.js";
 import { log } from "../log.js";
 import { ToolError } from "../run.js";
+import { numberSetting } from "../settings.js";
 import { withResolvers } from "../with-resolvers.js";
 import { makeArchive } from "./archive.js";
 import { ArchiveCache } from "./cache.js";
@@ -47,8 +47,8 @@ import { UrlRequests } from "./url-requests.js";
  * The agent's two operations on backups, each readable top to bottom, and what its client sends while one runs.
  */
 
-/** A larger archive is mounted before it is fetched; a smaller one is there sooner than the process that would serve it. */
-const LAZY_THRESHOLD = 32 * MiB;
+/** A larger archive is mounted before it is fetched; a smaller one is there sooner than the process that would serve it. In MiB. */
+const LAZY_THRESHOLD = 32;
 
 type Emit<Event> = (event: Event) => Promise<void>;
 
@@ -71,7 +71,11 @@ export class BackupOperations {
   /** Restores change the mounts of the container, so there is one at a time. */
   #lastRestore: Promise<unknown> = Promise.resolve();
 
-  constructor(private readonly limits: RequestLimits = limitsFromEnv()) {}
+  constructor(
+    private readonly limits: RequestLimits = limitsFromEnv(),
+    /** In bytes. SANDBOX_BACKUP_LAZY, in MiB, is for those who want more archives mounted before they are fetched, or less. */
+    private readonly lazyThreshold = (numberSetting("SANDBOX_BACKUP_LAZY", "MiB", 0) ?? LAZY_THRESHOLD) * MiB,
+  ) {}
 
   /** Makes an archive and sends it to the bucket. Nothing of it is left in the container. */
   archive(request: ArchiveRequest, emit: Emit<ArchiveEvent>, signal: AbortSignal): Promise<ArchiveEvent> {
@@ -262,7 +266,7 @@ export class BackupOperations {
   ): Promise<RemoteLayer | undefined> {
     const { backupId, archive, method, transfer, lazy } = request;
     const { digests, size } = archive;
-    if (!lazy || method !== "mount" || transfer !== "urls" || size <= LAZY_THRESHOLD) return undefined;
+    if (!lazy || method !== "mount" || transfer !== "urls" || size <= this.lazyThreshold) return undefined;
     // Without them no part of it can be checked before all of it is there.
     if (digests === null) return undefined;
     const { signal } = operation.controller;
@@ -438,13 +442,6 @@ function describe(error: unknown): string {
 
 /** SANDBOX_BACKUP_STALL_TIMEOUT, in ms, is for networks on which a minute without a byte is normal, or too long. */
 function limitsFromEnv(): RequestLimits {
-  const stallTimeout = process.env.SANDBOX_BACKUP_STALL_TIMEOUT;
-  if (stallTimeout === undefined) return DEFAULT_REQUEST_LIMITS;
-  const milliseconds = Number(stallTimeout);
-  if (!(milliseconds > 0)) {
-    throw new InvalidBackupConfigError(
-      `SANDBOX_BACKUP_STALL_TIMEOUT is ${stallTimeout} and has to be a number of ms above 0`,
-    );
-  }
-  return { ...DEFAULT_REQUEST_LIMITS, stallTimeout: milliseconds };
+  const stallTimeout = numberSetting("SANDBOX_BACKUP_STALL_TIMEOUT", "ms", 1);
+  return stallTimeout === undefined ? DEFAULT_REQUEST_LIMITS : { ...DEFAULT_REQUEST_LIMITS, stallTimeout };
 }

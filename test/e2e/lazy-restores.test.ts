@@ -2,7 +2,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import type { DirectoryBackup } from "../../src/backups/options.js";
 import { MiB } from "../../src/protocol.js";
 import { eventually } from "../support/eventually.js";
-import { needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
+import { NO_CACHE, needsPath, newFaultySandbox, newSandbox, system, worker } from "./context.js";
 import { expectMounted, NO_TRACES, tracesOf } from "./traces.js";
 
 /** Restores of archives so large that they are mounted before they are fetched. */
@@ -53,6 +53,15 @@ test("with `lazy: false` all of the archive is fetched first", async () => {
   expect(phasesOf(progress)).toEqual(["download", "mount"]);
   expect(await sandbox.exec(`cd ${dir} && sha256sum *`)).toBe(sums);
   await expectMounted(sandbox, dir);
+});
+
+test("SANDBOX_BACKUP_LAZY tells how small an archive may be for that", async () => {
+  const sandbox = newSandbox({ SANDBOX_BACKUP_LAZY: "0", ...NO_CACHE });
+  await sandbox.makeTree("special", dir);
+  const before = await sandbox.manifest(dir);
+
+  expect(phasesOf(await sandbox.restoreBackup(await sandbox.createBackup({ dir })))).toEqual(["mount"]);
+  expect(await sandbox.manifest(dir)).toBe(before);
 });
 
 test("an archive without digests of its parts is fetched first", async () => {
