@@ -46,22 +46,33 @@ async function bench(options: Options): Promise<number> {
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     process.once(signal, () => interrupt.abort(new Interrupted(signal)));
   }
+  const notes = describeLoad();
+  const all: Measured[] = [];
   const system = await System.start(interrupt.signal);
   try {
-    return await Promise.race([measureAll(system, chosen, options, interrupt.signal), interrupted]);
+    if (system.disk === undefined) notes.push("sandboxes are on the machine's own file system");
+    const failures = await Promise.race([measureAll(system, chosen, options, interrupt.signal, all), interrupted]);
+    await report(all, notes, options);
+    return failures === 0 ? 0 : 1;
+  } catch (error) {
+    // What was measured is worth having.
+    if (error instanceof Interrupted && all.length > 0) {
+      await report(all, [...notes, `interrupted: ${all.length} of ${chosen.length} measurements`], options);
+    }
+    throw error;
   } finally {
     await system.stop();
   }
 }
 
+/** Adds to `all` what was measured, one after another. */
 async function measureAll(
   system: System,
   chosen: readonly Measurement[],
   options: Options,
   signal: AbortSignal,
+  all: Measured[],
 ): Promise<number> {
-  const all: Measured[] = [];
-  const load = describeLoad();
   let failures = 0;
   const sets = dataSets(options.quick);
   for (const name of new Set<DataSetName>(chosen.map(({ data }) => data))) {
@@ -80,9 +91,7 @@ async function measureAll(
     }
     await context.close();
   }
-  const disk = system.disk === undefined ? ["sandboxes are on the machine's own file system"] : [];
-  await report(all, [...load, ...disk], options);
-  return failures === 0 ? 0 : 1;
+  return failures;
 }
 
 async function measure(context: DataContext, measurement: Measurement, rounds: number): Promise<Measured> {
@@ -105,23 +114,23 @@ async function measure(context: DataContext, measurement: Measurement, rounds: n
 }
 
 /** Prints the tables, and leaves everything in files. */
-async function report(all: readonly Measured[], load: readonly string[], { quick, rounds }: Options): Promise<void> {
+async function report(all: readonly Measured[], facts: readonly string[], { quick, rounds }: Options): Promise<void> {
   const rows = resultRows(all);
   const targets = targetResults(all);
   const notes = [
     ...(quick ? ["a quick run, on miniatures of the data: these times mean nothing"] : []),
-    ...load,
+    ...facts,
     ...new Set(all.flatMap((measured) => measured.notes)),
   ];
   const tables = resultTables(rows, targets, notes);
   const subtitle = `${describeMachine()}; medians of ${rounds}; each pair to a scale of its own`;
   const raw = all.map(({ measurement: { id, data, profile }, samples }) => ({ id, data, profile, samples }));
-  const facts = { machine: describeMachine(), at: new Date().toISOString(), quick, rounds };
+  const run = { machine: describeMachine(), at: new Date().toISOString(), quick, rounds };
   await mkdir(RESULTS, { recursive: true });
   await writeFile(join(RESULTS, "results.txt"), `${tables}\n`);
   await writeFile(
     join(RESULTS, "results.json"),
-    `${JSON.stringify({ ...facts, rows, targets, notes, samples: raw }, undefined, 2)}\n`,
+    `${JSON.stringify({ ...run, rows, targets, notes, samples: raw }, undefined, 2)}\n`,
   );
   await writeFile(join(RESULTS, "chart.svg"), chart(rows, subtitle));
   console.log(`\n${tables}\n`);
@@ -143,7 +152,7 @@ try {
   else process.exitCode = await bench(options);
 } catch (error) {
   if (error instanceof Interrupted) {
-    console.error(`Interrupted by ${error.message}: there are no results.`);
+    console.error(`Interrupted by ${error.message}.`);
     process.exitCode = 1;
   } else if (error instanceof UsageError) {
     console.error(`${error.message}\n\n${USAGE}`);
