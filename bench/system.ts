@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { type DevServer, freePort, startDevServer } from "../test/support/dev-server.ts";
-import { type Disk, mountDisk } from "../test/support/disk.ts";
+import { type Disk, mountDisk } from "./disk.ts";
 import { BenchSandbox, type SandboxKind } from "./sandbox.ts";
 import { Store } from "./store/client.ts";
 import type { Calls, StepResult } from "./worker/src/calls.ts";
