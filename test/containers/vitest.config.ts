@@ -11,8 +11,7 @@ export default defineConfig({
     projects: CONTAINER_RUNTIMES.map((runtime) => {
       // What takes an engine and no Worker is the same in both.
       const include = runtime === "containers" ? [...suite.include, "../containers/*.test.ts"] : suite.include;
-      // An engine on a busy machine is late now and then.
-      return { test: { ...suite, include, name: runtime, provide: { runtime }, testTimeout: 180_000, retry: 1 } };
+      return { test: { ...suite, include, name: runtime, provide: { runtime }, testTimeout: 180_000 } };
     }),
     maxWorkers: 4,
     reporters: ["default", new EndsReport()],

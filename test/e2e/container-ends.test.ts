@@ -11,8 +11,8 @@ import { eventually } from "../support/eventually.js";
 import type { FaultControl } from "../support/fault-proxy.js";
 import { needsPath, newFaultySandbox, system, worker } from "./context.js";
 
-/** How often each way of ending meets each operation, by each of the two paths. */
-const ROUNDS = 5;
+/** How often each way of ending meets each operation. */
+const ROUNDS = 10;
 
 /** The engine's signal reaches the caller as an error within this time, in ms. */
 const PROMPT = 5_000;
