@@ -25,6 +25,7 @@ export interface Exit {
   signal: NodeJS.Signals | null;
 }
 
+/** `exited with 1` or `was ended by SIGKILL`. */
 export function describeExit({ code, signal }: Exit): string {
   return code === null ? `was ended by ${signal}` : `exited with ${code}`;
 }

@@ -67,7 +67,7 @@ export interface Backups {
   shutdown(): Promise<void>;
 }
 
-/** The longest JSON body that is read, in bytes: several times the digests of an archive's chunks, which are most of one. */
+/** The longest JSON body that is read, in bytes: almost three times the digests of an archive of 64 GiB, which are most of one. */
 const LONGEST_JSON = 8 * MiB;
 
 /** How long an idle connection is kept, in ms: longer than a client may keep it, so that none uses one that closes. */
