@@ -1,8 +1,8 @@
 import { createReadStream, createWriteStream } from "node:fs";
 import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
+import { type Resolvers, withResolvers } from "../../src/promises.js";
 import { MiB } from "../../src/protocol.js";
-import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
 import { ChunkHasher } from "./digests.js";
 import type { RemoteArchive } from "./download.js";
 import type { SentArchive } from "./upload.js";
@@ -21,7 +21,7 @@ export interface OfferOptions {
 
 /** An archive that waits to be taken. */
 export class Offer {
-  readonly #taken: PromiseWithResolversOf<SentArchive>;
+  readonly #taken: Resolvers<SentArchive>;
 
   constructor(private readonly options: OfferOptions) {
     this.#taken = withResolvers(options.signal);
@@ -54,7 +54,7 @@ export interface DeliveryOptions {
 
 /** An archive that waits to be brought. */
 export class Delivery {
-  readonly #given: PromiseWithResolversOf<void>;
+  readonly #given: Resolvers<void>;
 
   constructor(private readonly options: DeliveryOptions) {
     this.#given = withResolvers(options.signal);

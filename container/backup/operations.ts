@@ -11,6 +11,7 @@ import {
   OperationAbortedError,
   ValidationError,
 } from "../../src/errors.js";
+import { withResolvers } from "../../src/promises.js";
 import {
   type ArchiveEvent,
   type ArchiveRequest,
@@ -26,7 +27,6 @@ import {
 import { log } from "../log.js";
 import { ToolError } from "../run.js";
 import { numberSetting } from "../settings.js";
-import { withResolvers } from "../with-resolvers.js";
 import { makeArchive } from "./archive.js";
 import { ArchiveCache } from "./cache.js";
 import { Delivery, Offer } from "./client-transfer.js";
@@ -340,18 +340,15 @@ export class BackupOperations {
     const abort = () => controller.abort(signal.reason);
     signal.addEventListener("abort", abort, { once: true });
     if (signal.aborted) abort();
-    let markEnded = () => {};
-    const ended = new Promise<void>((resolve) => {
-      markEnded = resolve;
-    });
-    const operation: Operation = { controller, ended };
+    const ended = withResolvers<void>();
+    const operation: Operation = { controller, ended: ended.promise };
     this.#operations.set(id, operation);
     try {
       return await work(operation);
     } finally {
       signal.removeEventListener("abort", abort);
       this.#operations.delete(id);
-      markEnded();
+      ended.resolve();
     }
   }
 }

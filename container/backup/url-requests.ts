@@ -1,5 +1,5 @@
+import { type Resolvers, withResolvers } from "../../src/promises.js";
 import type { PartUrl } from "../../src/protocol.js";
-import { type PromiseWithResolversOf, withResolvers } from "../with-resolvers.js";
 import type { UrlSource } from "./object-request.js";
 
 /** URLs asked for at once: one round trip for the parts of 256 MiB or more. */
@@ -7,7 +7,7 @@ const URL_BATCH = 16;
 
 /** Asks the client for URLs, many at once, and waits for the answers. */
 export class UrlRequests implements UrlSource {
-  readonly #answers = new Map<number, PromiseWithResolversOf<string>>();
+  readonly #answers = new Map<number, Resolvers<string>>();
 
   constructor(
     known: readonly PartUrl[],
@@ -52,7 +52,7 @@ export class UrlRequests implements UrlSource {
     return answer.promise;
   }
 
-  #await(part: number): PromiseWithResolversOf<string> {
+  #await(part: number): Resolvers<string> {
     const answer = withResolvers<string>();
     this.#answers.set(part, answer);
     return answer;
