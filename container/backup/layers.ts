@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { InvalidBackupConfigError } from "../../src/errors.js";
 import { log } from "../log.js";
 import { describeExit, keepEnd, type RunningProcess, runTool, startProcess, ToolError } from "../run.js";
+import { chooseCpu, keepOnCpu } from "./cpus.js";
 import { isMissing } from "./directory.js";
 
 /**
@@ -51,6 +52,12 @@ export interface Server {
 export interface ArchiveLayer {
   stack: Stack;
   layer: Layer;
+  /**
+   * What both servers of the stack `fuse` run on. One waits for the other at nearly every step: on one CPU that is a switch
+   * between them, on two it is waking the other one, which takes several times as long. fuse-overlayfs does one thing at a
+   * time, so nothing is lost. Undefined where there is one CPU only, or one server.
+   */
+  cpu: number | undefined;
 }
 
 /** Where an archive lies, and where it is mounted. */
@@ -97,7 +104,8 @@ export class Layers {
     let failure: unknown;
     for (const stack of this.#candidates) {
       try {
-        const archive = { stack, layer: await mountLower(stack, layers, signal) };
+        const cpu = stack === "fuse" ? await chooseCpu() : undefined;
+        const archive = { stack, cpu, layer: await mountLower({ stack, cpu }, layers, signal) };
         try {
           const result = await overlay(archive);
           this.#prove(stack);
@@ -158,7 +166,7 @@ async function isRealRoot(): Promise<boolean> {
  * @param options.again whether it was there before
  */
 export async function mountOverlay(
-  { stack }: ArchiveLayer,
+  { stack, cpu }: ArchiveLayer,
   layers: string,
   dir: string,
   signal: AbortSignal,
@@ -168,7 +176,7 @@ export async function mountOverlay(
   const work = await mkdtemp(join(layers, "work-"));
   const options = `lowerdir=${lowerPath(layers)},upperdir=${upper},workdir=${work},volatile`;
   if (stack === "fuse") {
-    return startServer(["fuse-overlayfs"], ["-f", "-o", options, dir], dir, signal);
+    return startServer(["fuse-overlayfs"], ["-f", "-o", options, dir], dir, { signal, cpu });
   }
   // redirect_dir: a directory of the archive can be renamed. index: hard links stay linked when they are written to; but with
   // it the kernel refuses what an earlier overlay, of which a process has a file open, still writes to.
@@ -176,13 +184,17 @@ export async function mountOverlay(
   return unlessAborted(await mountByKernel(["-t", "overlay", "-o", `${options},${features}`, "overlay"], dir), signal);
 }
 
-async function mountLower(stack: Stack, layers: string, signal: AbortSignal): Promise<Layer> {
+async function mountLower(
+  { stack, cpu }: Omit<ArchiveLayer, "layer">,
+  layers: string,
+  signal: AbortSignal,
+): Promise<Layer> {
   const [archive, mountPoint] = [archivePath(layers), lowerPath(layers)];
   if (stack === "kernel") {
     return unlessAborted(await mountByKernel(["-t", "squashfs", "-o", "loop,ro", archive], mountPoint), signal);
   }
   // -f: the server stays a child of the agent, which can stop it for certain.
-  return startServer(SQUASHFUSE, ["-f", archive, mountPoint], mountPoint, signal);
+  return startServer(SQUASHFUSE, ["-f", archive, mountPoint], mountPoint, { signal, cpu });
 }
 
 /** The empty writable layer. Its attributes are those that the overlay's root shows, so they come from the archive. */
@@ -244,7 +256,7 @@ async function startServer(
   programs: readonly string[],
   args: readonly string[],
   mountPoint: string,
-  signal: AbortSignal,
+  { signal, cpu }: { signal: AbortSignal; cpu: number | undefined },
 ): Promise<Layer> {
   const others = await mountsAt(mountPoint);
   const findOwn = async () => (await mountsAt(mountPoint)).find((entry) => !others.includes(entry)) ?? "";
@@ -260,6 +272,7 @@ async function startServer(
     const stderr = server.stderr();
     return new ToolError(`${program} ${how}: ${stderr.toString().trim()}`, { tool: program, missing: false, stderr });
   };
+  const kept = cpu === undefined ? undefined : keepOnCpu(cpu, process.pid);
   let entry = "";
   try {
     const deadline = Date.now() + MOUNT_TIMEOUT;
@@ -271,6 +284,7 @@ async function startServer(
       entry = await findOwn();
     }
     await readdir(mountPoint);
+    await kept;
     return { mountPoint, entry, server };
   } catch (error) {
     await stopLayer({ mountPoint, entry: await findOwn(), server });

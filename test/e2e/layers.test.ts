@@ -58,6 +58,18 @@ describe.each([
   });
 });
 
+test("the two servers of FUSE share a CPU", async ({ skip }) => {
+  const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: "fuse" });
+  skip((await sandbox.exec("nproc")).trim() === "1", "this machine has one CPU only");
+  await sandbox.exec("mkdir dir && echo 1 > dir/file");
+  await sandbox.restoreBackup(await sandbox.createBackup({ dir: "/workspace/dir" }));
+
+  const servers = "grep -lE '^(squashfuse|fuse-overlayfs)' /proc/[0-9]*/comm | xargs dirname";
+  const lists = await sandbox.exec(`for p in $(${servers}); do grep Cpus_allowed_list $p/status; done`);
+
+  expect(lists).toMatch(/^(Cpus_allowed_list:\t\d+\n)\1$/);
+});
+
 test("a stack that there is not is refused by its name", async () => {
   const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: "kernal" });
   await sandbox.exec("mkdir dir && echo before > dir/file");
