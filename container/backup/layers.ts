@@ -318,6 +318,12 @@ async function startFirst(
   throw new ToolError(`${tool} is not installed in the container`, { tool, missing: true, stderr: Buffer.alloc(0) });
 }
 
+/** What the kernel has mounted there, by proc_pid_mountinfo(5): `… - squashfs /dev/loop0 ro`. */
+export function mountedDevice({ entry }: Layer): string {
+  const [, device = ""] = (entry.split(" - ")[1] ?? "").split(" ");
+  return device;
+}
+
 /** The mounts that lie on top of each other there: lines of proc_pid_mountinfo(5), which writes blanks and the like in octal. */
 async function mountsAt(mountPoint: string): Promise<string[]> {
   const decode = (field: string) =>

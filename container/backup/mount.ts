@@ -2,9 +2,19 @@ import { constants } from "node:fs";
 import { type FileHandle, open, rmdir } from "node:fs/promises";
 import { isAtOrUnder } from "../../src/protocol.js";
 import { log } from "../log.js";
-import { runTool } from "../run.js";
+import { runTool, ToolError } from "../run.js";
 import { makeDirectory } from "./directory.js";
-import { type ArchiveLayer, endServer, type Layer, Layers, mountOverlay, stopLayer, unmount } from "./layers.js";
+import {
+  type ArchiveLayer,
+  endServer,
+  type Layer,
+  Layers,
+  mountedDevice,
+  mountOverlay,
+  stopLayer,
+  unmount,
+} from "./layers.js";
+import { changeFile } from "./loop-device.js";
 import { removeTree } from "./scratch.js";
 
 /** Restored directories: which there are, and how one takes the place of another. */
@@ -17,7 +27,7 @@ interface Mount {
   dir: string;
   /** Directory of its layers. */
   layers: string;
-  /** What serves the archive as a file, when it was mounted before it was fetched. */
+  /** What serves the archive as a file, when it was mounted before it was fetched, as long as that is needed. */
   source: Layer | undefined;
   archive: ArchiveLayer;
   overlay: Layer;
@@ -97,6 +107,24 @@ export class Mounts {
       // du looks at every file. What it cannot read, mksquashfs cannot either, and says so.
       await runTool("du", ["-s", "-x", "--", within], { signal, okExitCodes: [0, 1] });
     }
+  }
+
+  /**
+   * Has the kernel read an archive by itself, all of which is in `file` by now, and ends the process that served it. That goes
+   * on where the kernel does not read the archive, or does not change what it reads.
+   */
+  async endSource(source: Layer, file: string): Promise<void> {
+    const mount = [...this.#mounts.values()].find((candidate) => candidate.source === source);
+    if (mount?.archive.stack !== "kernel") return;
+    try {
+      await changeFile(mountedDevice(mount.archive.layer), file);
+    } catch (error) {
+      if (!(error instanceof ToolError)) throw error;
+      log("remote-archive", { outcome: "still-served", dir: mount.dir, message: error.message });
+      return;
+    }
+    await stopLayer(source);
+    mount.source = undefined;
   }
 
   /** Takes down the restored directories at and below `dir`, the innermost first. */

@@ -68,8 +68,8 @@ export class BackupOperations {
   readonly #operations = new Map<string, Operation>();
   readonly #mounts = new Mounts();
   readonly #cache = new ArchiveCache();
-  /** Restores change the mounts of the container, so there is one at a time. */
-  #lastRestore: Promise<unknown> = Promise.resolve();
+  /** Resolves when nothing changes the mounts of the container any more. */
+  #mounting: Promise<unknown> = Promise.resolve();
 
   constructor(
     private readonly limits: RequestLimits = limitsFromEnv(),
@@ -95,11 +95,8 @@ export class BackupOperations {
   restore(request: RestoreRequest, emit: Emit<RestoreEvent>, signal: AbortSignal): Promise<RestoreEvent> {
     return this.#run(request.operationId, signal, async (operation) => {
       const { dir, backupId } = request;
-      const previous = this.#lastRestore;
-      const current = previous.then(() => this.#restore(request, emit, operation));
-      this.#lastRestore = current.catch(() => {});
       try {
-        const remote = await current;
+        const remote = await this.#inTurn(() => this.#restore(request, emit, operation));
         if (remote !== undefined) {
           await emit({ type: "mounted" });
           await this.#keepWhenFilled(remote, request, operation);
@@ -290,11 +287,14 @@ export class BackupOperations {
 
   /** The directory works, whatever comes of this; what it cannot bring, its readers are told. */
   async #keepWhenFilled(
-    { filled }: RemoteLayer,
+    { layer, filled }: RemoteLayer,
     { backupId, archive }: RestoreRequest,
     { controller: { signal } }: Operation,
   ): Promise<void> {
-    const kept = filled.then((file) => this.#cache.keep(file, { backupId, ...archive }));
+    const kept = filled.then(async (file) => {
+      await this.#cache.keep(file, { backupId, ...archive });
+      await this.#inTurn(() => this.#mounts.endSource(layer, file));
+    });
     // It was logged, or the directory was replaced meanwhile, or there is nobody any more who waits.
     await Promise.race([kept, withResolvers<never>(signal).promise]).catch(() => {});
   }
@@ -327,6 +327,13 @@ export class BackupOperations {
     const operation = this.#operations.get(id);
     if (operation === undefined) throw new ValidationError(`There is no operation ${id}; it may have ended`);
     return operation;
+  }
+
+  /** Does what changes the mounts of the container when nothing else does. */
+  #inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
+    const current = this.#mounting.then(work);
+    this.#mounting = current.catch(() => {}); // Its caller is told.
+    return current;
   }
 
   /** Registers an operation while it runs. It is aborted by its client's `signal` or by `stop`. */

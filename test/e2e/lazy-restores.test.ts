@@ -45,6 +45,23 @@ test("the directory is there before its archive, and nothing has to be fetched a
   await expectMounted(sandbox, dir);
 });
 
+test("the kernel reads the archive by itself when all of it is there", async ({ skip }) => {
+  skip(!system.hasKernelLayers, "this runtime's kernel does not serve restored directories");
+  const sandbox = newSandbox();
+  await sandbox.restoreBackup(backup);
+  await sandbox.exec(`cd ${dir} && (tail -f a > /dev/null & echo $! > /tmp/reader)`);
+
+  await eventually(() => tracesOf(sandbox).then(({ served }) => served.length === 0));
+
+  expect(await sandbox.exec(`ps ax -o args | grep -c '${SERVER}' || true`)).toBe("0\n");
+  await sandbox.exec(`cd ${dir} && for file in *; do dd if=$file iflag=nocache count=0 status=none; done`);
+  expect(await sandbox.exec(`cd ${dir} && sha256sum *`)).toBe(sums);
+  await sandbox.exec("kill $(cat /tmp/reader)");
+  await expectMounted(sandbox, dir);
+  await sandbox.restoreBackup(backup);
+  expect(await sandbox.exec(`cd ${dir} && sha256sum *`)).toBe(sums);
+});
+
 test("with `lazy: false` all of the archive is fetched first", async () => {
   const sandbox = newSandbox();
   const { error, progress } = await sandbox.call("restoreBackup", [backup, { lazy: false }], { optionsAt: 1 });
