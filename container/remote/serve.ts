@@ -1,9 +1,16 @@
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { ExpectedDigests } from "../backup/digests.js";
 import { DEFAULT_REQUEST_LIMITS, type UrlSource } from "../backup/object-request.js";
 import { DEVICE, serveFile } from "./fuse-file.js";
 import type { Report, ServeRequest, UrlMessage } from "./messages.js";
 import { RemoteFile } from "./remote-file.js";
+
+/**
+ * What nobody waits for yet is fetched so much later, in ms: the archive is mounted meanwhile and a first file read, which would
+ * share the processors and the network with it.
+ */
+const FILL_DELAY = 150;
 
 /**
  * A process that serves one remote archive as a file. Not the agent itself: that reads restored directories too, and would
@@ -22,7 +29,9 @@ export async function serveArchive(): Promise<void> {
     limits: { ...DEFAULT_REQUEST_LIMITS, stallTimeout },
     onFailure: fail,
   });
-  remote.fill().then(() => report({ type: "filled" }), fail);
+  delay(FILL_DELAY)
+    .then(() => remote.fill())
+    .then(() => report({ type: "filled" }), fail);
   await serveFile(DEVICE, remote);
   // A thread may still wait for the device, and Node would wait for the thread.
   process.kill(process.pid, "SIGKILL");
