@@ -355,6 +355,8 @@ export class BackupOperations {
     } finally {
       signal.removeEventListener("abort", abort);
       this.#operations.delete(id);
+      // Whoever still asks for a URL, as what serves an archive may, gets no answer any more.
+      controller.abort(new Error("the operation has ended"));
       ended.resolve();
     }
   }
