@@ -47,7 +47,7 @@ test("the directory is there before its archive, and nothing has to be fetched a
 
 test("the kernel reads the archive by itself when all of it is there", async ({ skip }) => {
   skip(!system.hasKernelLayers, "this runtime's kernel does not serve restored directories");
-  const sandbox = newSandbox();
+  const sandbox = newSandbox({ SANDBOX_BACKUP_LAYERS: "kernel" });
   await sandbox.restoreBackup(backup);
   await sandbox.exec(`cd ${dir} && (tail -f a > /dev/null & echo $! > /tmp/reader)`);
 
