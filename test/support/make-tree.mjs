@@ -121,7 +121,8 @@ function many(count) {
   for (let index = 0; index < count; index++) {
     const directory = path.join(root, `d${index % 97}`, `e${index % 13}`);
     if (index < 97 * 13) fs.mkdirSync(directory, { recursive: true });
-    fs.writeFileSync(path.join(directory, `f${index}`), `file ${index}\n`);
+    // Of several sizes: mksquashfs compares each file with all of its size.
+    fs.writeFileSync(path.join(directory, `f${index}`), `file ${index}\n`.repeat(1 + (index % 251)));
   }
 }
 
