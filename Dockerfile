@@ -1,17 +1,21 @@
 # The image of a sandbox: Debian, Node, the tools and the agent.
 # Its build context is the directory that it lies in: this repository after `npm run build`, or the installed package.
 ARG BASE=debian:trixie-slim
+ARG NODE=node:22-slim
+FROM ${NODE} AS node
 FROM ${BASE}
 
 # More Debian packages, separated by blanks: "image_vars": { "EXTRA_PACKAGES": "python3 curl" } in the Wrangler configuration.
 ARG EXTRA_PACKAGES=""
 RUN apt-get update \
   && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-    ca-certificates fuse-overlayfs fuse3 git nodejs squashfs-tools squashfuse tini ${EXTRA_PACKAGES} \
+    ca-certificates fuse-overlayfs fuse3 git squashfs-tools squashfuse tini ${EXTRA_PACKAGES} \
   && apt-get clean \
   && rm -rf /var/lib/apt/lists/* \
   && mkdir -p /app
 
+# By the official build the agent starts in less than half the time that it takes by Debian's.
+COPY --from=node /usr/local/bin/node /usr/local/bin/node
 COPY dist/agent.js /opt/sandbox-backup/agent.js
 
 WORKDIR /workspace

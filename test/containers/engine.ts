@@ -5,16 +5,17 @@ import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { canInstall, installPackages } from "../../dev/tools.js";
-import { debianFiles } from "./base-image.js";
+import { debianFiles, packNode } from "./base-images.js";
 import type { CleanUp } from "./clean-up.js";
 import { isInstalled, type RunOptions, run, succeeds } from "./run.js";
 
 /**
  * The container engine that tests use: the Docker that runs on this machine, or else one of their own, which is installed if
- * need be. What takes long to make stays in a cache: the base image, and the build cache of their own engine.
+ * need be. What takes long to make stays in a cache: the base images, and the build cache of their own engine.
  */
 
 const BASE_IMAGE = "debian:trixie-slim";
+const NODE_IMAGE = "node:22-slim";
 const START_TIMEOUT = 30_000;
 
 /** Debian's packages of the programs that a machine without Docker needs. */
@@ -42,11 +43,11 @@ export class Engine {
     this.env = { DOCKER_HOST: `unix://${socket}` };
   }
 
-  /** Resolves when it runs and can build upon the base image. What was started and brought is undone; the cache stays. */
+  /** Resolves when it runs and can build upon the base images. What was started and brought is undone; the cache stays. */
   static async open(cleanUp: CleanUp): Promise<Engine> {
     const engine = (await Engine.#findRunning()) ?? (await Engine.#startOwn(cleanUp));
     await engine.#bringBuilds();
-    await engine.#bringBaseImage(cleanUp);
+    await engine.#bringBaseImages(cleanUp);
     return engine;
   }
 
@@ -89,7 +90,7 @@ export class Engine {
     const containers = await this.docker(["ps", "--all", "--quiet"]);
     if (containers !== "") await this.docker(["rm", "--force", "--volumes", ...containers.split("\n")]);
     const images = (await this.docker(["images", "--format", "{{.Repository}}:{{.Tag}}"])).split("\n");
-    const built = images.filter((image) => image !== "" && image !== BASE_IMAGE);
+    const built = images.filter((image) => image !== "" && image !== BASE_IMAGE && image !== NODE_IMAGE);
     if (built.length > 0) await this.docker(["image", "rm", "--force", ...built]);
   }
 
@@ -109,12 +110,24 @@ export class Engine {
     this.env.DOCKER_CONFIG = (await makeDebianFiles("docker's plugin buildx")).dockerConfig;
   }
 
-  async #bringBaseImage(cleanUp: CleanUp): Promise<void> {
+  async #bringBaseImages(cleanUp: CleanUp): Promise<void> {
     this.hasRegistry = await this.accepts("buildx", "imagetools", "inspect", BASE_IMAGE);
     // Builds pull what they need.
-    if (this.hasRegistry || (await this.accepts("image", "inspect", BASE_IMAGE))) return;
-    await this.docker(["import", (await makeDebianFiles(`the image ${BASE_IMAGE}`)).image, BASE_IMAGE]);
-    if (!this.isOwn) cleanUp.add(() => this.docker(["image", "rm", BASE_IMAGE]));
+    if (this.hasRegistry) return;
+    await this.#bring(BASE_IMAGE, cleanUp, async () => (await makeDebianFiles(`the image ${BASE_IMAGE}`)).image);
+    const directory = await mkdtemp(join(tmpdir(), "node-image-"));
+    try {
+      await this.#bring(NODE_IMAGE, cleanUp, () => packNode(directory));
+    } finally {
+      await rm(directory, { recursive: true });
+    }
+  }
+
+  /** @param pack makes the image's files a tar archive, whose path it gives */
+  async #bring(image: string, cleanUp: CleanUp, pack: () => Promise<string>): Promise<void> {
+    if (await this.accepts("image", "inspect", image)) return;
+    await this.docker(["import", await pack(), image]);
+    if (!this.isOwn) cleanUp.add(() => this.docker(["image", "rm", image]));
   }
 }
 

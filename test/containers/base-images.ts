@@ -1,10 +1,11 @@
-import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { mkdir, mkdtemp, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { exists, run } from "./run.js";
 
 /**
- * Debian itself, where no registry of images can be reached: made by debootstrap from Debian's packages, the way that the
- * official slim image is. From the same packages comes docker's plugin for builds, which older Debians do not have.
+ * What images are built upon, where no registry of images can be reached. Debian is made by debootstrap from its packages, the
+ * way that the official slim image is. From the same packages comes docker's plugin for builds, which older Debians do not
+ * have. Node is the official build that runs this.
  */
 
 const SUITE = "trixie";
@@ -65,4 +66,13 @@ async function extractPlugin(root: string, plugins: string): Promise<void> {
 async function makeSlim(root: string): Promise<void> {
   for (const [path, lines] of Object.entries(SLIM_FILES)) await writeFile(join(root, path), `${lines.join("\n")}\n`);
   await run("sh", ["-c", `rm -rf ${SLIM_REMOVED}`], { cwd: root });
+}
+
+/** Makes a tar archive in `directory` that has Node where the official image has it. */
+export async function packNode(directory: string): Promise<string> {
+  const node = await realpath(process.execPath);
+  const archive = join(directory, "node.tar");
+  const place = ["--owner=0", "--group=0", "--transform", "s,.*,usr/local/bin/node,"];
+  await run("tar", ["-C", dirname(node), ...place, "-cf", archive, basename(node)]);
+  return archive;
 }
