@@ -19,6 +19,9 @@ const made: TestSandbox[] = [];
 /** For an agent that fetches what it restores, also what it has made itself. */
 export const NO_CACHE = { SANDBOX_BACKUP_CACHE: "0" };
 
+/** For an agent that keeps what it makes and fetches, whatever a run forces. */
+export const CACHE = { SANDBOX_BACKUP_CACHE: "256" };
+
 /** A sandbox that no other test uses, with these variables for its agent. */
 export function newSandbox(agentEnv: Record<string, string> = {}) {
   // The Worker reads them from the name.

@@ -20,7 +20,7 @@ describe.each([
     const before = await sandbox.manifest("/workspace/dir");
     const backup = await sandbox.createBackup({ dir: "/workspace/dir" });
 
-    await sandbox.restoreBackup(backup);
+    await sandbox.restoreBackup(backup, { lazy: false });
     expect(await sandbox.manifest("/workspace/dir")).toBe(before);
     await expectMounted(sandbox, "/workspace/dir");
     expect((await tracesOf(sandbox)).served).toHaveLength(servers);

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { BackupProgress } from "../../src/backups/options.js";
 import type { TestSandbox } from "../support/client.js";
-import { NO_CACHE, needsPath, newSandbox, system, worker } from "./context.js";
+import { CACHE, NO_CACHE, needsPath, newSandbox, system, worker } from "./context.js";
 import { NO_TRACES, tracesOf } from "./traces.js";
 
 const MAKE = "mkdir -p dir/sub && head -c 20M /dev/urandom > dir/random && echo a > dir/sub/a";
@@ -17,7 +17,7 @@ describe.each([
     await sandbox.exec(MAKE);
     const created = await sandbox.call("createBackup", [{ dir: "/workspace/dir", localBucket }], { optionsAt: 0 });
     const size = (await worker.getObject(`backups/${(created.value as { id: string }).id}/data.sqsh`)).length;
-    const restored = await sandbox.call("restoreBackup", [created.value, {}], { optionsAt: 1 });
+    const restored = await sandbox.call("restoreBackup", [created.value, { lazy: false }], { optionsAt: 1 });
 
     expectSensible(created.progress, ["archive", "upload"], size);
     expectSensible(restored.progress, ["download", localBucket ? "extract" : "mount"], size);
@@ -46,7 +46,10 @@ describe.each([
     const backup = await sandbox.createBackup({ dir: "/workspace/dir", localBucket });
     await sandbox.exec("rm -r dir/sub && echo b > dir/b");
     const before = await sandbox.manifest("/workspace/dir");
-    const error = await sandbox.fail("restoreBackup", [backup, {}], { optionsAt: 1, abortAtPhase: "download" });
+    const error = await sandbox.fail("restoreBackup", [backup, { lazy: false }], {
+      optionsAt: 1,
+      abortAtPhase: "download",
+    });
 
     expect(error).toMatchObject({ name: "Error", message: "aborted by the test" });
     expect(await sandbox.manifest("/workspace/dir")).toBe(before);
@@ -89,11 +92,11 @@ describe.each([
   });
 
   test("an archive that was made or fetched here is not fetched again", async () => {
-    const [maker, other] = [newSandbox(), newSandbox()];
+    const [maker, other] = [newSandbox(CACHE), newSandbox(CACHE)];
     await maker.exec(MAKE);
     const backup = await maker.createBackup({ dir: "/workspace/dir", localBucket });
     const phases = async (sandbox: TestSandbox, dir: string) =>
-      new Set((await sandbox.restoreBackup({ ...backup, dir })).map(({ phase }) => phase));
+      new Set((await sandbox.restoreBackup({ ...backup, dir }, { lazy: false })).map(({ phase }) => phase));
 
     expect(await phases(maker, "/workspace/dir")).not.toContain("download");
     expect(await phases(other, "/workspace/dir")).toContain("download");

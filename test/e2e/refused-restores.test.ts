@@ -231,7 +231,10 @@ describe.skipIf(system.faults === undefined).concurrent("a download", () => {
     const before = await stateOf(sandbox);
     await faults.set([{ method: "GET", url: "data.sqsh", after: 1, instead: "hang" }]);
 
-    const error = await sandbox.fail("restoreBackup", [backup, {}], { optionsAt: 1, abortAtPhase: "download" });
+    const error = await sandbox.fail("restoreBackup", [backup, { lazy: false }], {
+      optionsAt: 1,
+      abortAtPhase: "download",
+    });
 
     expect(error).toMatchObject({ message: "aborted by the test", isSandboxError: false });
     expect(await stateOf(sandbox)).toBe(before);

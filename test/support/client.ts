@@ -103,8 +103,8 @@ export class TestSandbox {
     return this.do("createBackup", [options]);
   }
 
-  async restoreBackup(backup: DirectoryBackup): Promise<BackupProgress[]> {
-    const { error, progress } = await this.call("restoreBackup", [backup, {}], { optionsAt: 1 });
+  async restoreBackup(backup: DirectoryBackup, options: { lazy?: boolean } = {}): Promise<BackupProgress[]> {
+    const { error, progress } = await this.call("restoreBackup", [backup, options], { optionsAt: 1 });
     if (error !== undefined) throw new Error(`restoreBackup: ${error.name}: ${error.message}`);
     return progress;
   }
