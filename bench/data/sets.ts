@@ -94,8 +94,10 @@ function fillTexts(directory: string, files: number): void {
   for (let file = 0; file < files; file++) {
     const parent = join(directory, `d${Math.floor(file / 100)}`);
     if (file % 100 === 0) mkdirSync(parent);
+    // Of 2,003 sizes: mksquashfs compares each file with all of its size, and real trees have few of the same.
+    const size = 17 + ((file * 17) % 2003);
     // For so many of them the promises would take most of the time.
-    writeFileSync(join(parent, `f${file}.txt`), `This is file ${file}.\n`.repeat(1 + (file % 40)));
+    writeFileSync(join(parent, `f${file}.txt`), `This is file ${file}.\n`.repeat(128).slice(0, size));
   }
 }
 
