@@ -75,11 +75,12 @@ export class BenchSandbox {
     return JSON.parse(stdout) as Commands[Name]["result"];
   }
 
-  async createBackup(): Promise<{ handle: Handle; duration: number }> {
+  /** @param format of compression; the package's own choice where none is named */
+  async createBackup(format?: "zstd" | "lz4"): Promise<{ handle: Handle; duration: number }> {
     const local = this.#kind.path === "localBucket";
     const { value, duration } = await this.#call({
       method: "createBackup",
-      args: [{ dir: DIR, ...(local && { localBucket: true }) }],
+      args: [{ dir: DIR, ...(local && { localBucket: true }), ...(format && { compression: { format } }) }],
     });
     return { handle: value as Handle, duration };
   }

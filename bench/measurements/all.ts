@@ -1,3 +1,4 @@
+import { COMPRESSION } from "./compression.ts";
 import { CREATE } from "./create.ts";
 import { LOCAL_BUCKET } from "./local-bucket.ts";
 import type { Measurement } from "./measurement.ts";
@@ -9,6 +10,7 @@ import { SAME_CONTAINER } from "./same-container.ts";
 /** All that is measured. */
 export const MEASUREMENTS: readonly Measurement[] = [
   ...CREATE,
+  ...COMPRESSION,
   ...RESTORE,
   ...RESTORED,
   ...SAME_CONTAINER,
