@@ -196,7 +196,9 @@ export class BackupOperations {
       }
       const urls = this.#openUrls(operation, request.urls, emit, MOST_PARTS);
       const { limits } = this;
-      return await uploadArchive({ file, finished: archive, multipart, sizes, urls, limits, signal, onProgress });
+      const options = { file, finished: archive, multipart, sizes, urls, limits, signal, onProgress };
+      // mksquashfs has given its memory back then, and the last parts alone would not fill the bandwidth.
+      return await uploadArchive({ ...options, moreWhenWhole: limits.concurrency });
     } catch (error) {
       operation.controller.abort(error);
       await archive.catch(() => {}); // It was stopped; or its failure is the one that is thrown.

@@ -27,6 +27,9 @@ export const MOST_PARTS = 10_000;
 /** The least that R2 takes, in bytes: the first part is sent last, when nothing else is left to do. */
 const LEAST_PART = 5 * MiB;
 
+/** An upload in parts is begun when the archive has so many bytes: its URLs are there when the first part is. */
+const BEGIN_AT = 4 * MiB;
+
 /** How often the archive's growth is looked at, in ms. */
 const POLL_INTERVAL = 10;
 
@@ -81,6 +84,8 @@ export interface UploadOptions {
   sizes: UploadSizes;
   urls: UrlSource;
   limits: RequestLimits;
+  /** How many more requests than `limits` says may run side by side once the archive is whole. @default 0 */
+  moreWhenWhole?: number;
   signal: AbortSignal;
   /** Told how many bytes the bucket has confirmed, and how many there are when that is known. */
   onProgress: (bytesDone: number, bytesExpected: number | null) => void;
@@ -132,8 +137,9 @@ async function sendAsTheyFill(sender: PartSender, { file, finished, sizes }: Upl
   });
   for (let number = 2; !isWhole && number <= MOST_PARTS; ) {
     const part = { number, offset: (number - 1) * sizes.part, size: sizes.part };
-    const isFilled = sender.hasRoom && (await sizeOf(file)) >= part.offset + part.size;
-    if (isFilled && !isWhole) {
+    const size = sender.hasRoom ? await sizeOf(file) : 0;
+    if (size >= BEGIN_AT && !isWhole) sender.begin();
+    if (size >= part.offset + part.size && !isWhole) {
       sender.sendEarly(part);
       number++;
     } else {
@@ -180,7 +186,21 @@ interface SentPart {
 class Slots {
   readonly #waiting: (() => void)[] = [];
 
-  constructor(public free: number) {}
+  free: number;
+
+  constructor(private count: number) {
+    this.free = count;
+  }
+
+  add(more: number): void {
+    this.count += more;
+    for (let added = 0; added < more; added++) this.release();
+  }
+
+  /** Resolves when nothing runs any more; nothing is begun from now on. */
+  async takeAll(): Promise<void> {
+    for (let taken = 0; taken < this.count; taken++) await this.take();
+  }
 
   async take(): Promise<void> {
     if (this.free > 0) this.free--;
@@ -202,6 +222,7 @@ class PartSender implements Disposable {
   readonly #early = new Map<number, Promise<void>>();
   readonly #slots: Slots;
   #bytesExpected: number | null = null;
+  #began = false;
 
   constructor(
     private readonly options: UploadOptions,
@@ -213,7 +234,15 @@ class PartSender implements Disposable {
 
   /** Whether an upload in parts has begun. */
   get began(): boolean {
-    return this.#early.size > 0;
+    return this.#began;
+  }
+
+  /** Has the URLs of the first parts be asked for. */
+  begin(): void {
+    if (this.#began) return;
+    this.#began = true;
+    // Whoever sends the first part meets the failure.
+    this.options.urls.get(1).catch(() => {});
   }
 
   knows({ number }: Part): boolean {
@@ -223,6 +252,7 @@ class PartSender implements Disposable {
   /** From now on the archive has this size, in bytes. */
   expect(size: number): void {
     this.#bytesExpected = size;
+    this.#slots.add(this.options.moreWhenWhole ?? 0);
   }
 
   /** Whether a part that is sent now need not wait for others. */
@@ -259,8 +289,8 @@ class PartSender implements Disposable {
   }
 
   /** Resolves when nothing is being sent any more. */
-  async idle(): Promise<void> {
-    for (let slots = 0; slots < this.options.limits.concurrency; slots++) await this.#slots.take();
+  idle(): Promise<void> {
+    return this.#slots.takeAll();
   }
 
   /** What was sent. All of these parts have to be. */

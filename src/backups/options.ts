@@ -53,7 +53,7 @@ export interface BackupOptions {
   localBucket?: boolean | undefined;
   /** @default zstd at level 1 */
   compression?: CompressionOptions | undefined;
-  /** Send an archive above 16 MiB in parts side by side. Without it the limit is 5 GiB. @default true */
+  /** Send an archive in parts side by side, one above 16 MiB always. Without it the limit is 5 GiB. @default true */
   multipart?: boolean | undefined;
   /** Stops the backup; the call then rejects with the signal's reason, and nothing of the backup is left. */
   signal?: AbortSignal | undefined;

@@ -16,6 +16,8 @@ export class Bucket implements UrlSource {
   /** Answers to the next requests; then requests are answered well. */
   readonly answers: Answer[] = [];
   content = Buffer.alloc(0);
+  /** Parts whose URLs were asked for first, in order. */
+  readonly asked: number[] = [];
   readonly #urls = new Map<number, number>();
   #origin = "";
 
@@ -36,6 +38,7 @@ export class Bucket implements UrlSource {
   }
 
   async get(part: number): Promise<string> {
+    if (!this.asked.includes(part)) this.asked.push(part);
     return this.#url(part, this.#urls.get(part) ?? 1);
   }
 

@@ -97,7 +97,7 @@ describe("an upload", () => {
     bucket: Bucket,
     limits: Partial<RequestLimits> = {},
     signal = NEVER,
-    { file = "", finished = Promise.resolve(content.length), multipart = true } = {},
+    { file = "", finished = Promise.resolve(content.length), multipart = true, moreWhenWhole = 0 } = {},
   ) {
     const progress: number[] = [];
     const onProgress = (bytes: number) => void progress.push(bytes);
@@ -108,6 +108,7 @@ describe("an upload", () => {
       sizes: { part: PART, chunk: CHUNK },
       urls: bucket,
       limits: { ...LIMITS, ...limits },
+      moreWhenWhole,
       signal,
       onProgress,
     });
@@ -138,12 +139,12 @@ describe("an upload", () => {
 
   describe("of an archive that is still being made", () => {
     /** A file that a test writes to as mksquashfs does, and its upload. */
-    async function grow(bucket: Bucket) {
+    async function grow(bucket: Bucket, limits: Partial<RequestLimits> = {}, moreWhenWhole = 0) {
       const path = await fileOf(Buffer.alloc(0));
       const file = await open(path, "r+");
       onTestFinished(() => file.close());
       const finished = deferred<number>();
-      const result = upload(bucket, {}, NEVER, { file: path, finished: finished.promise });
+      const result = upload(bucket, limits, NEVER, { file: path, finished: finished.promise, moreWhenWhole });
       result.catch(() => {});
       return { file, finished, result };
     }
@@ -173,6 +174,45 @@ describe("an upload", () => {
       expect((await result).sent).toEqual(done);
       expect(assembled(bucket, "1", "2", "3").equals(content)).toBe(true);
       expect(bucket.requests).toHaveLength(3);
+    });
+
+    test("asks for URLs before a part is filled, and then sends in parts what stays smaller than one", async () => {
+      const bucket = await Bucket.start();
+      const { file, finished, result } = await grow(bucket);
+      const size = PART - 1;
+      await file.write(content, 0, 4 * MiB - 1, 0);
+      await setTimeout(100);
+      expect(bucket.asked).toEqual([]);
+      await file.write(content, 4 * MiB - 1, size - (4 * MiB - 1), 4 * MiB - 1);
+      await vi.waitFor(() => expect(bucket.asked).toEqual([1]));
+      expect(bucket.requests).toEqual([]);
+      finished.resolve(size);
+
+      expect((await result).sent).toEqual({
+        upload: { kind: "parts", parts: [{ number: 1, etag: "etag-1" }] },
+        digests: digestsOf(content.subarray(0, size), CHUNK),
+      });
+      expect(assembled(bucket, "1").equals(content.subarray(0, size))).toBe(true);
+    });
+
+    test("sends more parts side by side once it is whole", async () => {
+      const bucket = await Bucket.start();
+      const whole = deferred();
+      const later: Answer = async (request, response) => {
+        await whole.promise;
+        bucket.take(request, response);
+      };
+      bucket.answers.push(later, later, later);
+      const { file, finished, result } = await grow(bucket, { concurrency: 1 }, 2);
+      await file.write(content, 0, content.length, 0);
+      await vi.waitFor(() => expect(bucket.requests).toHaveLength(1));
+      await setTimeout(100);
+      expect(bucket.requests).toHaveLength(1);
+      finished.resolve(content.length);
+      await vi.waitFor(() => expect(bucket.requests).toHaveLength(3));
+      whole.resolve();
+
+      expect((await result).sent).toEqual(done);
     });
 
     test("sends a part again that has become another after a cut back", async () => {
