@@ -41,7 +41,8 @@ export class System {
       const port = await freePort();
       const server = await startDevServer({
         config: WORKER_CONFIG,
-        directory: join(disk?.directory ?? directory, "dev"),
+        // Not on the disk: a Durable Object's writes do not wait for what a container writes.
+        directory: join(directory, "dev"),
         port,
         args: ["--var", `BACKUP_BUCKET_ENDPOINT:${store.origin}`],
         env: { TMPDIR: temp, WRANGLER_SEND_METRICS: "false" },
