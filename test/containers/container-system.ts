@@ -1,4 +1,4 @@
-import { createWriteStream, realpathSync } from "node:fs";
+import { createWriteStream } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -104,7 +104,7 @@ class Containers {
     const [key = "", value = ""] = this.label.split("=");
     // Dozens at a time would be busy with checks of their health.
     const marked = { ...spec, Labels: { ...spec.Labels, [key]: value }, Healthcheck: { Test: ["NONE"] } };
-    if (spec.Image !== STAND_IN) return withNode(this.fuse ? allowFuse(marked) : marked);
+    if (spec.Image !== STAND_IN) return this.fuse ? allowFuse(marked) : marked;
     const [image] = await builtImages(this.logFile);
     if (image === undefined || this.sideCars === undefined) throw new Error(`No image stands in for ${spec.Image}.`);
     return this.sideCars.adapt(marked, image, name);
@@ -135,12 +135,6 @@ class Containers {
         await this.engine.docker(["image", "rm", "--force", image]);
     }
   }
-}
-
-/** For the scripts of tests; the agent runs by the image's own. */
-function withNode(spec: ContainerSpec): ContainerSpec {
-  const Binds = [...(spec.HostConfig.Binds ?? []), `${realpathSync(process.execPath)}:/test-node:ro`];
-  return { ...spec, HostConfig: { ...spec.HostConfig, Binds } };
 }
 
 /** What docker run's `--cap-add SYS_ADMIN --device /dev/fuse --security-opt …` would ask for. */

@@ -1,4 +1,3 @@
-import { realpathSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -12,7 +11,7 @@ const SCRIPT = new URL("egress-stand-in.mjs", import.meta.url).pathname;
 
 const START_TIMEOUT = 30_000;
 
-/** The side-cars of one system: a script on the image of its sandboxes, run by this process's own Node. */
+/** The side-cars of one system: a script on the image of its sandboxes. */
 export class SideCars {
   private constructor(
     /** Holds a file for each one that listens. */
@@ -36,16 +35,10 @@ export class SideCars {
     return {
       ...spec,
       Image: image,
-      Entrypoint: ["/node", "/egress-stand-in.mjs", name],
+      Entrypoint: ["node", "/egress-stand-in.mjs", name],
       HostConfig: {
         ...spec.HostConfig,
-        Binds: [
-          // The official build starts in a third of the time that Debian's takes.
-          `${realpathSync(process.execPath)}:/node:ro`,
-          `${SCRIPT}:/egress-stand-in.mjs:ro`,
-          `${this.host}:/host`,
-          `${this.ready}:/ready`,
-        ],
+        Binds: [`${SCRIPT}:/egress-stand-in.mjs:ro`, `${this.host}:/host`, `${this.ready}:/ready`],
       },
     };
   }

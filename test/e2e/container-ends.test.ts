@@ -1,8 +1,8 @@
-import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { request } from "node:http";
+import { once } from "node:events";
+import { type IncomingMessage, request } from "node:http";
+import { text } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
-import { promisify } from "node:util";
 import { describe, expect, test } from "vitest";
 import type { Ends } from "../containers/ends-report.js";
 import type { Outcome } from "../support/call.js";
@@ -17,22 +17,17 @@ const ROUNDS = 10;
 /** The engine's signal reaches the caller as an error within this time, in ms. */
 const PROMPT = 5_000;
 
-const run = promisify(execFile);
-
-async function docker(...args: string[]): Promise<string> {
-  const { stdout } = await run("docker", args, { env: { ...process.env, ...system.engine?.env } });
-  return stdout.trim();
+/** Asks the engine what the docker client would, which takes long to start. */
+async function ask(method: string, path: string): Promise<string> {
+  const socketPath = system.engine?.env.DOCKER_HOST?.replace("unix://", "") ?? "";
+  const asked = request({ socketPath, method, path }).end();
+  const [answer] = (await once(asked, "response")) as [IncomingMessage];
+  return text(answer);
 }
 
-/** What `docker kill` and `docker stop` ask of the engine, without the time that docker takes to start. */
+/** As `docker kill` and `docker stop` do. */
 async function end(how: string, container: string): Promise<void> {
-  const socketPath = system.engine?.env.DOCKER_HOST?.replace("unix://", "") ?? "";
-  await new Promise<void>((resolve, reject) => {
-    const asked = request({ socketPath, method: "POST", path: `/containers/${container}/${how}` }, (answer) => {
-      answer.resume().once("end", resolve);
-    });
-    asked.once("error", reject).end();
-  });
+  await ask("POST", `/containers/${container}/${how}`);
 }
 
 interface Observed {
@@ -47,9 +42,12 @@ async function newObserved(): Promise<Observed> {
   return { sandbox: worker.sandbox(`faulty-0-30000-${randomUUID()}`, { faulty: true }), faults: undefined };
 }
 
-async function containerOf(sandbox: TestSandbox): Promise<string> {
+/** Id of the container that runs for a sandbox; undefined while there is none. */
+async function containerOf(sandbox: TestSandbox): Promise<string | undefined> {
   const id = await sandbox.do<string>("durableObjectId", []);
-  return docker("ps", "--quiet", "--filter", `label=${system.engine?.label}`, "--filter", `name=${id}$`);
+  const filters = JSON.stringify({ label: [system.engine?.label], name: [`${id}$`] });
+  const [container] = JSON.parse(await ask("GET", `/containers/json?filters=${encodeURIComponent(filters)}`));
+  return container?.Id;
 }
 
 /** Files that take a moment to archive and to restore; by the production path, in parts. */
@@ -96,6 +94,7 @@ interface Cut {
 /** Ends the sandbox's container while a call runs. */
 async function cut(sandbox: TestSandbox, how: string, after: number, call: () => Promise<Outcome>): Promise<Cut> {
   const container = await containerOf(sandbox);
+  if (container === undefined) throw new Error("No container runs for the sandbox.");
   const outcome = call();
   await delay(after);
   const start = performance.now();

@@ -4,9 +4,6 @@ import type { Call, Outcome } from "./call.js";
 
 /** Talks to the Worker of the end-to-end tests (`test/e2e/worker`), wherever that runs. */
 
-/** Tests in containers bring an official build of Node, which starts in a third of the time that Debian's takes. */
-const NODE = '"$(ls /test-node 2> /dev/null || echo node)"';
-
 type Options = Pick<Call, "optionsAt" | "abortAtPhase" | "abortAfter">;
 
 /** Where the Worker is, and the token that it may ask for. */
@@ -111,17 +108,17 @@ export class TestSandbox {
 
   /** Makes a tree in the sandbox, as `make-tree.mjs` does. */
   async makeTree(kind: "special" | "random" | "many", dir: string, argument?: number): Promise<void> {
-    await this.exec(`${NODE} ${await this.#script("make-tree.mjs")} ${kind} ${dir} ${argument ?? ""}`);
+    await this.exec(`node ${await this.#script("make-tree.mjs")} ${kind} ${dir} ${argument ?? ""}`);
   }
 
   /** Describes a tree in the sandbox, as `manifest.mjs` does. */
   async manifest(dir: string): Promise<string> {
-    return this.exec(`${NODE} ${await this.#script("manifest.mjs")} ${dir}`);
+    return this.exec(`node ${await this.#script("manifest.mjs")} ${dir}`);
   }
 
   /** A digest of that description, for a tree whose description is too long for one answer. */
   async manifestDigest(dir: string): Promise<string> {
-    return this.exec(`${NODE} ${await this.#script("manifest.mjs")} ${dir} | sha256sum`);
+    return this.exec(`node ${await this.#script("manifest.mjs")} ${dir} | sha256sum`);
   }
 
   async #script(name: string): Promise<string> {

@@ -7,11 +7,13 @@ import type { RunningSystems, System } from "../system.js";
 const MAIN = new URL("../../containers/main.ts", import.meta.url).pathname;
 const TYPESCRIPT = new URL("../../support/typescript.mjs", import.meta.url).pathname;
 
+/** Has Node run the tests' TypeScript. */
+export const NODE_FLAGS = ["--no-warnings", "--experimental-transform-types", "--import", TYPESCRIPT];
+
 /** Plain `wrangler dev` with the test Worker, in real containers. Stops by itself when this process ends, however it does. */
 export async function startContainers(config: string, runtimes: readonly ContainerRuntime[]): Promise<RunningSystems> {
-  const node = ["--no-warnings", "--experimental-transform-types", "--import", TYPESCRIPT];
   // In a process group of its own, or Ctrl-C would end the steps of its clean-up too.
-  const child = spawn(process.execPath, [...node, MAIN, config, ...runtimes], {
+  const child = spawn(process.execPath, [...NODE_FLAGS, MAIN, config, ...runtimes], {
     stdio: ["pipe", "pipe", "inherit"],
     detached: true,
   });
