@@ -1,4 +1,4 @@
-import { lstat, mkdir, realpath } from "node:fs/promises";
+import { lstat, mkdir, readdir, realpath } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { InvalidBackupConfigError } from "../../src/errors.js";
 import { BACKUP_ROOTS, isAtOrUnder } from "../../src/protocol.js";
@@ -41,6 +41,32 @@ export async function makeDirectory(dir: string): Promise<string[]> {
   const made = [outermost];
   for (const name of relative(outermost, dir).split("/").filter(Boolean)) made.push(join(made.at(-1) ?? dir, name));
   return made;
+}
+
+/** How many entries of a directory `isKnownToHold` looks at: a few tens of ms. */
+const MOST_LOOKED_AT = 4000;
+
+/**
+ * Whether a directory's files have so many bytes together, as a quick look tells: false where its first thousands of
+ * entries, the outermost first, have fewer.
+ */
+export async function isKnownToHold(dir: string, bytes: number): Promise<boolean> {
+  const waiting = [dir];
+  let entries = 0;
+  let found = 0;
+  for (let next = waiting.shift(); next !== undefined && entries < MOST_LOOKED_AT; next = waiting.shift()) {
+    const parent = next;
+    // What is gone by now, or may not be read, has no bytes.
+    const names = (await readdir(parent).catch(() => [])).slice(0, MOST_LOOKED_AT - entries);
+    const all = await Promise.all(names.map((name) => lstat(join(parent, name)).catch(() => undefined)));
+    entries += names.length;
+    for (const [index, stats] of all.entries()) {
+      if (stats?.isDirectory()) waiting.push(join(parent, names[index] ?? ""));
+      if (stats?.isFile()) found += stats.size;
+    }
+    if (found >= bytes) return true;
+  }
+  return false;
 }
 
 /** True when a system call failed because the path does not exist. */

@@ -31,7 +31,7 @@ import { makeArchive } from "./archive.js";
 import { ArchiveCache } from "./cache.js";
 import { Delivery, Offer } from "./client-transfer.js";
 import { DamagedArchiveError, ExpectedDigests } from "./digests.js";
-import { isMissing, resolveDirectory } from "./directory.js";
+import { isKnownToHold, isMissing, resolveDirectory } from "./directory.js";
 import { downloadFile, type RemoteArchive } from "./download.js";
 import { writeExcludeFile } from "./exclude.js";
 import { replaceDirectory } from "./extract.js";
@@ -40,7 +40,14 @@ import { Mounts } from "./mount.js";
 import { DEFAULT_REQUEST_LIMITS, type RequestLimits, type UrlSource } from "./object-request.js";
 import { mountRemote, type RemoteLayer } from "./remote-layer.js";
 import { Scratch, STORE_DIR } from "./scratch.js";
-import { MOST_PARTS, type SentArchive, type UploadSizes, uploadArchive, uploadSizes } from "./upload.js";
+import {
+  CERTAINLY_IN_PARTS,
+  MOST_PARTS,
+  type SentArchive,
+  type UploadSizes,
+  uploadArchive,
+  uploadSizes,
+} from "./upload.js";
 import { UrlRequests } from "./url-requests.js";
 
 /**
@@ -184,7 +191,7 @@ export class BackupOperations {
     operation: Operation,
   ): Promise<SentArchive> {
     const { signal } = operation.controller;
-    const { dir, transfer, multipart } = request;
+    const { dir, gitignore, excludes, transfer, multipart } = request;
     const onProgress = reporter(emit, "upload");
     try {
       const sizes = await sizesFor(dir, file);
@@ -196,7 +203,10 @@ export class BackupOperations {
       }
       const urls = this.#openUrls(operation, request.urls, emit, MOST_PARTS);
       const { limits } = this;
-      const options = { file, finished: archive, multipart, sizes, urls, limits, signal, onProgress };
+      // While mksquashfs looks at every file. What is left out may be the most of a directory.
+      const beginAtOnce =
+        gitignore || excludes.length > 0 ? Promise.resolve(false) : isKnownToHold(dir, CERTAINLY_IN_PARTS);
+      const options = { file, finished: archive, multipart, beginAtOnce, sizes, urls, limits, signal, onProgress };
       // mksquashfs has given its memory back then, and the last parts alone would not fill the bandwidth.
       return await uploadArchive({ ...options, moreWhenWhole: limits.concurrency });
     } catch (error) {

@@ -30,6 +30,9 @@ const LEAST_PART = 5 * MiB;
 /** An upload in parts is begun when the archive has so many bytes: its URLs are there when the first part is. */
 const BEGIN_AT = 4 * MiB;
 
+/** Files of so many bytes hardly ever make an archive of fewer than `BEGIN_AT`. */
+export const CERTAINLY_IN_PARTS = 4 * BEGIN_AT;
+
 /** How often the archive's growth is looked at, in ms. */
 const POLL_INTERVAL = 10;
 
@@ -81,6 +84,8 @@ export interface UploadOptions {
   /** Resolves with the size of the archive, in bytes, when it is whole. */
   finished: Promise<number>;
   multipart: boolean;
+  /** Whether to begin the upload in parts at once, when that is known: before there is anything of the archive. @default no */
+  beginAtOnce?: Promise<boolean>;
   sizes: UploadSizes;
   urls: UrlSource;
   limits: RequestLimits;
@@ -130,10 +135,16 @@ export async function uploadArchive(options: UploadOptions): Promise<SentArchive
 }
 
 /** Begins with the second part. Returns when the archive is whole; parts may be on their way then. */
-async function sendAsTheyFill(sender: PartSender, { file, finished, sizes }: UploadOptions): Promise<void> {
+async function sendAsTheyFill(
+  sender: PartSender,
+  { file, finished, sizes, beginAtOnce }: UploadOptions,
+): Promise<void> {
   let isWhole = false;
   const whole = finished.then(() => {
     isWhole = true;
+  });
+  void beginAtOnce?.then((begin) => {
+    if (begin && !isWhole) sender.begin();
   });
   for (let number = 2; !isWhole && number <= MOST_PARTS; ) {
     const part = { number, offset: (number - 1) * sizes.part, size: sizes.part };

@@ -97,7 +97,13 @@ describe("an upload", () => {
     bucket: Bucket,
     limits: Partial<RequestLimits> = {},
     signal = NEVER,
-    { file = "", finished = Promise.resolve(content.length), multipart = true, moreWhenWhole = 0 } = {},
+    {
+      file = "",
+      finished = Promise.resolve(content.length),
+      multipart = true,
+      beginAtOnce = Promise.resolve(false),
+      moreWhenWhole = 0,
+    } = {},
   ) {
     const progress: number[] = [];
     const onProgress = (bytes: number) => void progress.push(bytes);
@@ -105,6 +111,7 @@ describe("an upload", () => {
       file: file || (await fileOf(content)),
       finished,
       multipart,
+      beginAtOnce,
       sizes: { part: PART, chunk: CHUNK },
       urls: bucket,
       limits: { ...LIMITS, ...limits },
@@ -193,6 +200,23 @@ describe("an upload", () => {
         digests: digestsOf(content.subarray(0, size), CHUNK),
       });
       expect(assembled(bucket, "1").equals(content.subarray(0, size))).toBe(true);
+    });
+
+    test("asks for URLs at once when it is known to be large", async () => {
+      const bucket = await Bucket.start();
+      const finished = deferred<number>();
+      const file = await fileOf(content.subarray(0, MiB));
+      const result = upload(bucket, {}, NEVER, {
+        file,
+        finished: finished.promise,
+        beginAtOnce: Promise.resolve(true),
+      });
+      await vi.waitFor(() => expect(bucket.asked).toEqual([1]));
+      expect(bucket.requests).toEqual([]);
+      finished.resolve(MiB);
+
+      expect((await result).sent.upload).toEqual({ kind: "parts", parts: [{ number: 1, etag: "etag-1" }] });
+      expect(assembled(bucket, "1").equals(content.subarray(0, MiB))).toBe(true);
     });
 
     test("sends more parts side by side once it is whole", async () => {
