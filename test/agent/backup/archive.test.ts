@@ -117,7 +117,7 @@ wait $pid`;
       "sh",
       [
         "-c",
-        "i=0; while :; do i=$((i+1)); mkdir d$((i%50)); echo $i > d$((i%50))/f; rm -r d$(((i+25)%50)); done 2> /dev/null",
+        "trap exit TERM; i=0; while :; do i=$((i+1)); mkdir d$((i%50)); echo $i > d$((i%50))/f; rm -r d$(((i+25)%50)); done 2> /dev/null",
       ],
       {
         cwd: join(dir, "churn"),
@@ -126,7 +126,8 @@ wait $pid`;
     );
     await once(churn, "spawn");
     onTestFinished(async () => {
-      churn.kill("SIGKILL");
+      // The shell ends when the command that it runs has: nothing is made any more while the directory is removed.
+      churn.kill("SIGTERM");
       if (churn.exitCode === null && churn.signalCode === null) await once(churn, "exit");
     });
 
