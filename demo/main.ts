@@ -3,8 +3,8 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { freePort, startDevServer } from "../test/support/dev-server.ts";
+import { descendants, stillRunning } from "../test/support/leftovers.ts";
 import { startGitServer } from "./git-server.ts";
-import { descendants, stillRunning } from "./leftovers.ts";
 import { readNpmSettings } from "./npm-settings.ts";
 import { CheckFailed, formatBytes, formatCount, formatDuration, Report } from "./report.ts";
 import { Refused, Workspace } from "./workspace.ts";

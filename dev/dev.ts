@@ -8,7 +8,14 @@ import { startHost } from "./host.js";
 import { Problem } from "./problem.js";
 import { isRunning, PROCESS_TAG, processTag } from "./process-tag.js";
 import { describeMissing, installLine, missingTools } from "./tools.js";
-import { findWrangler, readUserConfig, startWranglerDev, type UserConfig, type Wrangler } from "./wrangler.js";
+import {
+  findWrangler,
+  readUserConfig,
+  startWranglerDev,
+  type UserConfig,
+  type Wrangler,
+  waitForWranglersProcesses,
+} from "./wrangler.js";
 import {
   BUCKET_BINDING,
   type DerivedConfig,
@@ -59,7 +66,10 @@ export async function dev(args: readonly string[]): Promise<number> {
         ],
         derived.vars,
       );
-      return await exitCode(child).finally(stopWatching);
+      const code = await exitCode(child).finally(stopWatching);
+      const left = await waitForWranglersProcesses();
+      if (left.length > 0) say(`wrangler has ended, but not what it started: ${left.join(", ")}.`);
+      return code;
     } finally {
       rmSync(derivedPath, { force: true });
     }

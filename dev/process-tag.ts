@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 
 /**
  * A name for a process that no later process can have: its pid and when it started, `<pid>-<start>`.
@@ -17,6 +17,20 @@ export const PROCESS_TAG = "(\\d+-\\d+)";
 export function isRunning(tag: string): boolean {
   const [pid, start] = tag.split("-");
   return startTime(Number(pid)) === start;
+}
+
+/** Ids of the processes that were started with this environment variable, `NAME=value`, as far as this user may know. */
+export function processesWith(variable: string): number[] {
+  const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+  return pids.filter((pid) => environment(pid).split("\0").includes(variable)).map(Number);
+}
+
+function environment(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, "utf8");
+  } catch {
+    return ""; // It has ended, or is another user's.
+  }
 }
 
 /** When a process started, in clock ticks since boot; undefined when there is no such process or it is a zombie. */

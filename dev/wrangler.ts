@@ -2,10 +2,12 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 import type { Unstable_Config as Config, Unstable_RawConfig as RawConfig } from "wrangler";
 import { z } from "zod";
 import { Problem } from "./problem.js";
+import { processesWith, processTag } from "./process-tag.js";
 import type { WranglerFlags } from "./wrangler-flags.js";
 
 /** The user's wrangler: found, asked how it reads his configuration, and run. */
@@ -147,6 +149,12 @@ const PRELOAD = `
     stream.write = (chunk, ...rest) => write(typeof chunk === "string" ? redact(chunk) : chunk, ...rest);
   }`;
 
+/** Name of the environment variable by which wrangler, and all that it starts, are known as this process's. */
+const OWNER_VARIABLE = "SANDBOX_BACKUP_DEV_OWNER";
+
+/** How long what wrangler started may outlive it, in ms. Its compiler ends when it notices that nobody asks any more. */
+const END_TIMEOUT = 5000;
+
 /** Starts `wrangler dev` in this terminal, with variables for the Worker besides its own. */
 export function startWranglerDev(
   { cliPath }: Wrangler,
@@ -155,7 +163,16 @@ export function startWranglerDev(
 ): ChildProcess {
   const preload = `data:text/javascript,${encodeURIComponent(PRELOAD)}`;
   return spawn(process.execPath, ["--no-warnings", "--import", preload, cliPath, "dev", ...args], {
-    env: { ...process.env, [VARS_VARIABLE]: JSON.stringify(vars) },
+    env: { ...process.env, [VARS_VARIABLE]: JSON.stringify(vars), [OWNER_VARIABLE]: processTag() },
     stdio: ["inherit", "inherit", "inherit", "ipc"],
   });
+}
+
+/** Waits until nothing runs that wrangler has started, at most 5 s. Returns the ids of the processes that still do. */
+export async function waitForWranglersProcesses(): Promise<number[]> {
+  const mark = `${OWNER_VARIABLE}=${processTag()}`;
+  for (const deadline = Date.now() + END_TIMEOUT; ; await delay(20)) {
+    const left = processesWith(mark);
+    if (left.length === 0 || Date.now() > deadline) return left;
+  }
 }
