@@ -67,8 +67,8 @@ export class CpuLimit {
 
   /** Limits a sandbox for as long as `work` takes. */
   async during<Result>(sandbox: BenchSandbox, work: () => Promise<Result>): Promise<Result> {
-    for (const pid of await sandbox.processes()) await writeFile(processesOf(this.#directory), String(pid));
     try {
+      for (const pid of await sandbox.processes()) await writeFile(processesOf(this.#directory), String(pid));
       return await work();
     } finally {
       await this.#release();
