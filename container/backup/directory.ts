@@ -1,4 +1,5 @@
-import { lstat, mkdir, readdir, realpath } from "node:fs/promises";
+import type { Dirent } from "node:fs";
+import { lstat, mkdir, opendir, realpath } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { InvalidBackupConfigError } from "../../src/errors.js";
 import { BACKUP_ROOTS, isAtOrUnder } from "../../src/protocol.js";
@@ -52,21 +53,35 @@ const MOST_LOOKED_AT = 4000;
  */
 export async function isKnownToHold(dir: string, bytes: number): Promise<boolean> {
   const waiting = [dir];
-  let entries = 0;
+  let looked = 0;
   let found = 0;
-  for (let next = waiting.shift(); next !== undefined && entries < MOST_LOOKED_AT; next = waiting.shift()) {
+  for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
     const parent = next;
     // What is gone by now, or may not be read, has no bytes.
-    const names = (await readdir(parent).catch(() => [])).slice(0, MOST_LOOKED_AT - entries);
-    const all = await Promise.all(names.map((name) => lstat(join(parent, name)).catch(() => undefined)));
-    entries += names.length;
-    for (const [index, stats] of all.entries()) {
-      if (stats?.isDirectory()) waiting.push(join(parent, names[index] ?? ""));
-      if (stats?.isFile()) found += stats.size;
-    }
+    const entries = await firstEntries(parent, MOST_LOOKED_AT - looked).catch(() => []);
+    const files = entries.filter((entry) => entry.isFile()).map((entry) => join(parent, entry.name));
+    const sizes = await Promise.all(
+      files.map((file) =>
+        lstat(file)
+          .then(({ size }) => size)
+          .catch(() => 0),
+      ),
+    );
+    found += sizes.reduce((sum, size) => sum + size, 0);
+    looked += entries.length;
     if (found >= bytes) return true;
+    if (looked >= MOST_LOOKED_AT) return false;
+    for (const entry of entries) if (entry.isDirectory()) waiting.push(join(parent, entry.name));
   }
   return false;
+}
+
+async function firstEntries(dir: string, count: number): Promise<Dirent[]> {
+  const entries: Dirent[] = [];
+  for await (const entry of await opendir(dir, { bufferSize: 512 })) {
+    if (entries.push(entry) === count) break;
+  }
+  return entries;
 }
 
 /** True when a system call failed because the path does not exist. */

@@ -250,7 +250,7 @@ class PartSender implements Disposable {
 
   /** Has the URLs of the first parts be asked for. */
   begin(): void {
-    if (this.#began) return;
+    if (this.#began || this.signal.aborted) return;
     this.#began = true;
     // Whoever sends the first part meets the failure.
     this.options.urls.get(1).catch(() => {});
