@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { type FileHandle, open, rm, writeFile } from "node:fs/promises";
+import { type FileHandle, open, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { withResolvers } from "../../src/promises.js";
@@ -55,7 +55,10 @@ export async function mountRemote(options: RemoteLayerOptions): Promise<RemoteLa
     layer = await mountByKernel([...MOUNT_ARGS, "sandbox-backup"], mountPoint, [device.fd]);
     const request = await fetching;
     signal.throwIfAborted();
-    return { layer: { ...layer, server }, ...follow(server, request, options) };
+    const remote = { layer: { ...layer, server }, ...follow(server, request, options) };
+    await device.close(); // From now on the mount ends with the process.
+    await readAttributes(mountPoint, signal);
+    return remote;
   } catch (error) {
     failed.abort(error);
     await fetched;
@@ -65,10 +68,17 @@ export async function mountRemote(options: RemoteLayerOptions): Promise<RemoteLa
     if (layer !== undefined) await unmount(layer);
     for (const path of [mountPoint, file]) await rm(path, { force: true });
     throw error;
-  } finally {
-    // From now on the mount ends with the process.
-    await device.close();
   }
+}
+
+/**
+ * Has the kernel know the file's size, for good, before anybody opens it: of two processes that open it first and at once,
+ * mount(8) and unsquashfs, one may see an empty file.
+ */
+async function readAttributes(mountPoint: string, signal: AbortSignal): Promise<void> {
+  const given = withResolvers<never>(signal);
+  // Why it fails is met by whoever reads the file next.
+  await Promise.race([given.promise, stat(mountPoint).catch(() => {})]);
 }
 
 /** @throws {ToolError} where there is no FUSE */

@@ -5,30 +5,12 @@ import { request } from "node:http";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
-import { build } from "tsup";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 import { agentRoutes } from "../../src/protocol.js";
+import { buildAgent } from "./bundle.js";
 import { eventually, isRunning, temporaryDirectory } from "./support.js";
 
-// The agent as it runs in a container: one bundled file.
-const bundle = await temporaryDirectory();
-const agentFile = join(bundle.path, "agent.js");
-
-beforeAll(async () => {
-  await writeFile(join(bundle.path, "package.json"), '{ "type": "module" }');
-  await build({
-    config: false,
-    entry: { agent: join(import.meta.dirname, "../../container/main.ts") },
-    outDir: bundle.path,
-    format: "esm",
-    target: "node20",
-    platform: "node",
-    noExternal: [/.*/],
-    splitting: false,
-    silent: true,
-  });
-});
-afterAll(() => bundle[Symbol.asyncDispose]());
+const agentFile = await buildAgent();
 
 function start(...args: string[]): ChildProcess & AsyncDisposable {
   const child = spawn(process.execPath, [agentFile, ...args], { stdio: ["ignore", "ignore", "pipe"] });
