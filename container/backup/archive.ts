@@ -7,7 +7,7 @@ import { runTool, TOOL_ENV, ToolError } from "../run.js";
 /** mksquashfs: a directory becomes one squashfs 4.0 file. */
 
 /** mksquashfs works in this much memory at most, in bytes. Measured: as fast as its default of a quarter of the machine. */
-const MOST_MEMORY = 64 * MiB;
+const MOST_MEMORY = 48 * MiB;
 const LEAST_MEMORY = 16 * MiB;
 
 /**

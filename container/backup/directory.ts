@@ -47,41 +47,53 @@ export async function makeDirectory(dir: string): Promise<string[]> {
 /** How many entries of a directory `isKnownToHold` looks at: a few tens of ms. */
 const MOST_LOOKED_AT = 4000;
 
+/** How many of them at a time: more would take memory, and keep no more of Node's threads busy. */
+const LOOKED_AT_TOGETHER = 32;
+
 /**
  * Whether a directory's files have so many bytes together, as a quick look tells: false where its first thousands of
  * entries, the outermost first, have fewer.
  */
 export async function isKnownToHold(dir: string, bytes: number): Promise<boolean> {
-  const waiting = [dir];
+  const directories = [dir];
   let looked = 0;
   let found = 0;
-  for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
-    const parent = next;
-    // What is gone by now, or may not be read, has no bytes.
-    const entries = await firstEntries(parent, MOST_LOOKED_AT - looked).catch(() => []);
-    const files = entries.filter((entry) => entry.isFile()).map((entry) => join(parent, entry.name));
-    const sizes = await Promise.all(
-      files.map((file) =>
-        lstat(file)
-          .then(({ size }) => size)
-          .catch(() => 0),
-      ),
-    );
-    found += sizes.reduce((sum, size) => sum + size, 0);
-    looked += entries.length;
-    if (found >= bytes) return true;
-    if (looked >= MOST_LOOKED_AT) return false;
-    for (const entry of entries) if (entry.isDirectory()) waiting.push(join(parent, entry.name));
+  // They become more while they are walked.
+  for (const parent of directories) {
+    for await (const entries of groupsOf(parent)) {
+      for (const entry of entries) if (entry.isDirectory()) directories.push(join(parent, entry.name));
+      const files = entries.filter((entry) => entry.isFile());
+      const sizes = await Promise.all(files.map(({ name }) => sizeOf(join(parent, name))));
+      found += sizes.reduce((sum, size) => sum + size, 0);
+      looked += entries.length;
+      if (found >= bytes) return true;
+      if (looked >= MOST_LOOKED_AT) return false;
+    }
   }
   return false;
 }
 
-async function firstEntries(dir: string, count: number): Promise<Dirent[]> {
-  const entries: Dirent[] = [];
-  for await (const entry of await opendir(dir, { bufferSize: 512 })) {
-    if (entries.push(entry) === count) break;
+/** A directory's entries, some at a time; no more where it is gone by now or may not be read. */
+async function* groupsOf(dir: string): AsyncGenerator<Dirent[]> {
+  let group: Dirent[] = [];
+  try {
+    for await (const entry of await opendir(dir)) {
+      if (group.push(entry) < LOOKED_AT_TOGETHER) continue;
+      yield group;
+      group = [];
+    }
+  } catch {
+    // What cannot be looked at counts as nothing; mksquashfs says what is wrong with it.
   }
-  return entries;
+  yield group;
+}
+
+/** In bytes; 0 where the file is gone by now. */
+function sizeOf(file: string): Promise<number> {
+  return lstat(file).then(
+    ({ size }) => size,
+    () => 0,
+  );
 }
 
 /** True when a system call failed because the path does not exist. */
