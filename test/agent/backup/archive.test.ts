@@ -72,15 +72,20 @@ describe("compression", () => {
 });
 
 describe("a file that vanishes", () => {
-  /** Runs mksquashfs and, whenever it has opened `first` and not yet `gone`, has `gone` vanish. */
+  /**
+   * Runs mksquashfs and, whenever it has opened `first` and not yet `gone`, has `gone` vanish. The shell looks by itself: while
+   * it started a program for that, on a busy machine, all of `first` could be read.
+   */
   const deleteWhileReading = (dir: string, gone: string, again: string) => `
 echo attempt >> ${bin}/attempts
 ${again}
 "$REAL" "$@" & pid=$!
 while kill -0 $pid 2> /dev/null; do
-  if readlink /proc/$pid/fd/* 2> /dev/null | grep -q ${dir}/first; then
-    kill -STOP $pid; rm -rf ${dir}/${gone}; kill -CONT $pid; break
-  fi
+  for fd in /proc/$pid/fd/*; do
+    if [ $fd -ef ${dir}/first ]; then
+      kill -STOP $pid; rm -rf ${dir}/${gone}; kill -CONT $pid; break 2
+    fi
+  done
 done
 wait $pid`;
 
